@@ -1,0 +1,106 @@
+# Everything from a fresh Debian 12 (root): `make demo` shows a move, `make test` runs all tests.
+# Set-up installs Debian packages only when one is missing; a second run only builds what changed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+TARGET   := target
+STAMPS   := $(TARGET)/.stamps
+IMAGE    := $(TARGET)/image
+GENERIC  := $(TARGET)/image-generic
+MUSL     := x86_64-unknown-linux-musl
+RUSTUP   := https://static.rust-lang.org/rustup/dist/x86_64-unknown-linux-gnu/rustup-init
+BIN      := $(TARGET)/debug
+PROGRAMS := -p dunlin-node -p dunlin-shim
+
+PACKAGES := qemu-system-x86 containerd erofs-utils e2fsprogs lz4 cpio kmod iproute2 busybox-static \
+            protobuf-compiler gcc libc6-dev pkg-config ca-certificates curl containernetworking-plugins
+
+# rustup's default place, for a shell that has not read its profile yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: build image image-generic demo test lint bench clean packages rust help
+
+help:
+	@echo "make demo   move a counting container between two hosts on this machine, and prove it"
+	@echo "make test   all tests, the end-to-end ones included"
+	@echo "make build | image | image-generic | lint | bench | clean"
+
+# --- set-up --------------------------------------------------------------------------------------
+
+packages:
+	@missing=(); \
+	for package in $(PACKAGES); do \
+	    [[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" == installed ]] || missing+=($$package); \
+	done; \
+	if (( $${#missing[@]} )); then \
+	    (( EUID == 0 )) || { echo "make: these packages are missing: $${missing[*]}; install them, or run make as root" >&2; exit 1; }; \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    install="apt-get install -y --no-install-recommends -o Dpkg::Use-Pty=0 -qq"; \
+	    apt-cache show "$${missing[@]}" >/dev/null 2>&1 || apt-get update -qq; \
+	    $$install "$${missing[@]}" >/dev/null || { apt-get update -qq; $$install "$${missing[@]}" >/dev/null; }; \
+	fi
+
+rust: packages
+	@if ! command -v cargo >/dev/null; then \
+	    echo "make: installing Rust with rustup into $$HOME/.cargo (Debian 12's own is too old)"; \
+	    at=$$(mktemp -d); trap 'rm -rf "$$at"' EXIT; \
+	    curl -sSf -o "$$at/rustup-init" $(RUSTUP) && chmod +x "$$at/rustup-init" && "$$at/rustup-init" -y -q --no-modify-path --profile minimal -c clippy -c rustfmt || \
+	    { echo "make: cargo is missing and rustup could not be had from $(RUSTUP); install Rust 1.95 or newer" >&2; exit 1; }; \
+	fi
+	@if [[ ! -d "$$(rustc --print sysroot)/lib/rustlib/$(MUSL)" ]]; then \
+	    command -v rustup >/dev/null && rustup target add $(MUSL) || \
+	    { echo "make: the guest agent needs Rust's $(MUSL) target: install rustup and run \`rustup target add $(MUSL)\`" >&2; exit 1; }; \
+	fi
+
+# --- programs and the guest's image --------------------------------------------------------------
+
+build: rust
+	cargo build $(PROGRAMS)
+
+image: rust
+	cargo build -p dunlin-guest --target $(MUSL) --profile guest
+	@apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || [[ -f $(IMAGE)/.stamp ]] || apt-get update -qq
+	image/build.sh $(IMAGE)
+
+# Debian's generic kernel, which has a 9P client: with it containers can use directories of the host.
+image-generic: rust
+	cargo build -p dunlin-guest --target $(MUSL) --profile guest
+	@apt-cache show linux-image-amd64 >/dev/null 2>&1 || [[ -f $(GENERIC)/.stamp ]] || apt-get update -qq
+	KERNEL=generic image/build.sh $(GENERIC)
+
+# --- what one runs -------------------------------------------------------------------------------
+
+root:
+	@(( EUID == 0 )) || { echo "make: the lab needs root (namespaces, mounts); run \`sudo -E make $(MAKECMDGOALS)\`" >&2; exit 1; }
+.PHONY: root
+
+demo: root build image
+	@$(BIN)/dunlin demo --image $(IMAGE)
+
+# Newer containerds for the tests; one that cannot be had is skipped, and the tests say so again.
+containerds: packages
+	@tests/containerd-roots.sh $(TARGET)/containerd
+.PHONY: containerds
+
+test: root build image image-generic containerds
+	DUNLIN_E2E=1 DUNLIN_BIN_DIR=$(CURDIR)/$(BIN) DUNLIN_IMAGE_DIR=$(CURDIR)/$(IMAGE) cargo test --workspace --no-fail-fast
+	@# These need what a bare `cargo test` may not have: a built image, a containerd of their own. With the
+	@# whole workspace named, nothing is built again with other features.
+	DUNLIN_IMAGE=$(CURDIR)/$(IMAGE) cargo test --workspace --test boot -- --ignored
+	@# Host shares, with the kernel that has a client for them; the other cases have run with the other one.
+	DUNLIN_E2E=1 DUNLIN_BIN_DIR=$(CURDIR)/$(BIN) DUNLIN_IMAGE_DIR=$(CURDIR)/$(GENERIC) cargo test --workspace --test e2e -- shares
+	cargo test --workspace --bin dunlin -- --ignored containerd
+
+lint: rust
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
+
+bench: root build image
+	DUNLIN_BIN_DIR=$(CURDIR)/$(BIN) DUNLIN_IMAGE_DIR=$(CURDIR)/$(IMAGE) cargo bench -p dunlin-benches
+
+clean:
+	@[[ ! -x $(BIN)/dunlin ]] || (( EUID != 0 )) || $(BIN)/dunlin lab down
+	rm -rf $(TARGET)
