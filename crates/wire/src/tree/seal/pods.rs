@@ -1,0 +1,145 @@
+//! Pods: network, containers, processes.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use protobuf::well_known_types::duration::Duration as DurationMessage;
+use protobuf::well_known_types::timestamp::Timestamp;
+
+use super::super::{
+    ProcessStage, SavedContainer, SavedLayer, SavedNetwork, SavedPod, SavedProcess, SavedRoute, SavedTree,
+    uuid,
+};
+use crate::Any;
+use crate::envelope::seal;
+use crate::saved;
+
+pub(super) fn pod(tree: &SavedTree, pod: &SavedPod) -> Any {
+    let mut message = saved::Pod::new();
+    message.pod_id = pod.pod_id.to_string();
+    message.guest_pod_id = pod.guest_pod_id.to_string();
+    message.network = pod.network.as_ref().map(network).into();
+    message.containers = pod.containers.iter().map(|one| container(tree, one)).collect();
+    seal(message)
+}
+
+fn network(network: &SavedNetwork) -> Any {
+    let mut message = saved::Network::new();
+    message.namespace_id.clone_from(&network.namespace_id);
+    message.policy_based_routing = network.policy_based_routing;
+    message.namespace_supported = network.namespace_supported;
+    message.stage = saved::NetworkStage::from(network.stage).into();
+    for (id, endpoint) in &network.endpoints {
+        let mut one = saved::Endpoint::new();
+        one.endpoint_id.clone_from(&endpoint.endpoint_id);
+        one.mac.clone_from(&endpoint.mac);
+        one.name.clone_from(&endpoint.name);
+        one.root_port = endpoint.root_port.into();
+        one.mtu = endpoint.mtu;
+        one.addresses = endpoint.addresses.iter().map(ToString::to_string).collect();
+        one.routes = endpoint.routes.iter().map(route).collect();
+        one.neighbours = endpoint.neighbours.iter().map(neighbour).collect();
+        message.endpoints.insert(id.clone(), one);
+    }
+    seal(message)
+}
+
+fn route(route: &SavedRoute) -> saved::Route {
+    saved::Route {
+        destination: route.destination.to_string(),
+        gateway: route.gateway.map(|address| address.to_string()).unwrap_or_default(),
+        source: route.source.map(|address| address.to_string()).unwrap_or_default(),
+        metric: route.metric,
+        on_link: route.on_link,
+        ..saved::Route::default()
+    }
+}
+
+fn neighbour((address, mac): &(IpAddr, String)) -> saved::Neighbour {
+    saved::Neighbour { address: address.to_string(), mac: mac.clone(), ..saved::Neighbour::default() }
+}
+
+fn container(tree: &SavedTree, container: &SavedContainer) -> Any {
+    let mut message = saved::Container::new();
+    message.container_id = container.container_id.to_string();
+    if container.guest_container_id != container.container_id {
+        message.guest_container_id = container.guest_container_id.to_string();
+    }
+    message.role = container.role.message().into();
+    message.stage = saved::ContainerStage::from(container.stage).into();
+    message.paused = container.paused;
+    message.io_retry_timeout = duration(container.io_retry_timeout).into();
+    message.layers = container.layers.iter().map(|one| layer(tree, one)).collect();
+    message.scratch = container.scratch.as_ref().map(|one| layer(tree, one)).into();
+    message.layers_combined = container.layers_combined;
+    message.rootfs_path.clone_from(&container.rootfs_path);
+    message.scsi_reservations = container.scsi_reservations.iter().map(uuid::bytes).collect();
+    message.plan9_reservations = container.plan9_reservations.iter().map(uuid::bytes).collect();
+    message.vpci_devices = container.vpci_devices.iter().cloned().collect();
+    for (destination, guest_path) in &container.copies {
+        let mut copy = saved::Copy::new();
+        copy.destination.clone_from(destination);
+        copy.guest_path.clone_from(guest_path);
+        message.copies.push(copy);
+    }
+    for (destination, reservation) in &container.disk_volumes {
+        let mut disk = saved::DiskVolume::new();
+        disk.destination.clone_from(destination);
+        disk.reservation_id = uuid::bytes(reservation);
+        message.disk_volumes.push(disk);
+    }
+    message.processes.insert(String::new(), process(&container.init, None));
+    for (id, one) in &container.execs {
+        message.processes.insert(id.to_string(), process(one, Some(&container.init)));
+    }
+    seal(message)
+}
+
+fn layer(tree: &SavedTree, layer: &SavedLayer) -> saved::LayerReservation {
+    let mut message = saved::LayerReservation::new();
+    message.reservation_id = uuid::bytes(&layer.reservation);
+    if tree.vm.scsi.mount_path(&layer.reservation) != Some(layer.guest_path.as_str()) {
+        message.guest_path.clone_from(&layer.guest_path);
+    }
+    message
+}
+
+fn process(process: &SavedProcess, init: Option<&SavedProcess>) -> Any {
+    let mut message = saved::Process::new();
+    message.pid = process.pid().map_or(0, |pid| pid.0);
+    if init.is_none_or(|init| init.bundle != process.bundle) {
+        message.bundle = Some(process.bundle.clone());
+    }
+    message.oci_process_json.clone_from(&process.oci_process);
+    message.io_retry_timeout = duration(process.io_retry_timeout).into();
+    message.stdin_port = process.stdin.map_or(0, |port| port.0);
+    message.stdout_port = process.stdout.map_or(0, |port| port.0);
+    message.stderr_port = process.stderr.map_or(0, |port| port.0);
+    message.stdin_closed = process.stdin_closed;
+    message.terminal = process.terminal;
+    message.wait_call_id = process.wait_call_id;
+    message.stage = match process.stage {
+        ProcessStage::NotCreated => saved::ProcessStage::PROCESS_STAGE_NOT_CREATED,
+        ProcessStage::Created(_) => saved::ProcessStage::PROCESS_STAGE_CREATED,
+        ProcessStage::Running(_) => saved::ProcessStage::PROCESS_STAGE_RUNNING,
+        ProcessStage::Terminated(_, exit) => {
+            message.exit_code = exit.code;
+            let mut at = Timestamp::new();
+            at.seconds = exit.at_seconds;
+            at.nanos = exit.at_nanos.cast_signed();
+            message.exited_at = Some(at).into();
+            saved::ProcessStage::PROCESS_STAGE_TERMINATED
+        }
+    }
+    .into();
+    seal(message)
+}
+
+fn duration(duration: Option<Duration>) -> Option<DurationMessage> {
+    let duration = duration?;
+    let mut message = DurationMessage::new();
+    // More seconds than a payload can say are told as negative ones, which the check after sealing refuses.
+    message.seconds = i64::try_from(duration.as_secs()).unwrap_or(-1);
+    message.nanos = duration.subsec_nanos().cast_signed();
+    Some(message)
+}
