@@ -1,0 +1,118 @@
+//! What befalls a session in every row of the table: ends of work of another session, the machine's exit.
+
+use std::collections::BTreeSet;
+
+use dunlin_wire::Any;
+use dunlin_wire::handover::Stream;
+use dunlin_wire::ids::{Epoch, GuestPid};
+
+use StateId as S;
+
+use super::table_tests::{cid, play, rows, sid};
+use super::*;
+use crate::notice::Progress;
+
+/// Every end of work there is, well and badly.
+fn ends() -> Vec<Completion> {
+    let no = || Refusal::unknown("no");
+    let fault = || TransferFault { state: PhaseState::SourceFailed, message: "late".into() };
+    let saved = Saved { config: Any::default(), sandbox_state: None, disks: BTreeSet::new() };
+    let imported = Imported { containers: BTreeSet::from([cid("web")]), disks: BTreeSet::new() };
+    let (source, stream) = (cid("web"), Stream::Memory);
+    vec![
+        Completion::VmInitialized(Ok(())),
+        Completion::VmInitialized(Err(no())),
+        Completion::Saved(Ok(saved)),
+        Completion::Saved(Err(no())),
+        Completion::Imported(Ok(imported)),
+        Completion::Imported(Err(no())),
+        Completion::ContainerPatched { source: source.clone(), result: Ok(GuestPid(1)) },
+        Completion::ContainerPatched { source, result: Err(no()) },
+        Completion::VmCreated(Ok(())),
+        Completion::VmCreated(Err(no())),
+        Completion::SocketAdopted { stream, result: Ok(()) },
+        Completion::SocketAdopted { stream, result: Err(no()) },
+        Completion::TransferProgressed(Progress::default()),
+        Completion::BlackoutStarted,
+        Completion::TransferCompleted { progress: Progress::default(), handoff: None },
+        Completion::TransferFailed(fault()),
+        Completion::TransferInDoubt(fault()),
+        Completion::CancelDone(Ok(Cancelled::InTime)),
+        Completion::CancelDone(Ok(Cancelled::AlreadyCompleted)),
+        Completion::CancelDone(Err(no())),
+        Completion::Resumed(Ok(())),
+        Completion::Resumed(Err(no())),
+        Completion::Stopped(Ok(())),
+        Completion::Stopped(Err(no())),
+    ]
+}
+
+/// Trap: a late end of work of one session overwrote the state of the next.
+#[test]
+fn an_end_of_another_epoch_changes_nothing_in_any_row() {
+    for (name, _, bench) in rows() {
+        for end in ends() {
+            let mut session = Session::new(Limits::default());
+            session.state = bench.session.state.clone();
+            session.last_epoch = bench.session.last_epoch;
+            let other = Epoch(session.last_epoch.0 + 7);
+            let effects = session.step(bench.now, Event::Done(other, end.clone())).into_vec();
+            assert_eq!(session.state, bench.session.state, "{name}: {end:?}");
+            for effect in effects {
+                let gives_up = match effect {
+                    Effect::CloseSockets { epoch }
+                    | Effect::AbortMigrated { epoch }
+                    | Effect::StopVm { epoch, .. }
+                    | Effect::Thaw { epoch } => epoch == other,
+                    Effect::WakeAt(_) => true,
+                    _ => false,
+                };
+                assert!(gives_up, "{name}: {end:?} leads to {effect:?}");
+            }
+        }
+    }
+}
+
+/// The machine may exit at any time: no row is left that cannot be cleaned up, and none runs again.
+#[test]
+fn an_exit_of_the_machine_has_a_way_out_of_every_row() {
+    for (name, before, mut bench) in rows() {
+        let unfinished = !matches!(before, S::Idle | S::Finalized | S::Cancelling | S::Cancelled | S::Failed);
+        let effects = bench.session.step(bench.now, Event::VmExited).into_vec();
+        let source_complete =
+            before == S::TransferCompleted && bench.session.active().unwrap().2 == Side::Source;
+        let after = if unfinished && !source_complete { S::Failed } else { before };
+        assert_eq!(bench.id(), after, "{name}");
+        let waiting = effects.iter().filter(|effect| matches!(effect, Effect::Reply(_, Ok(_)))).count();
+        assert_eq!(waiting, 0, "{name}: nobody who waited is told that all is well");
+        if before == S::Cancelling {
+            let _ = bench.done(Completion::CancelDone(Ok(Cancelled::InTime)));
+        }
+        if before != S::Idle {
+            assert_eq!(bench.session.view().machine(), Some(Machine::Gone), "{name}");
+            for call in TaskCall::ALL {
+                let put_away = matches!(call, TaskCall::Kill | TaskCall::Delete);
+                let looks = matches!(
+                    call,
+                    TaskCall::State
+                        | TaskCall::Wait
+                        | TaskCall::Pids
+                        | TaskCall::Stats
+                        | TaskCall::Connect
+                        | TaskCall::Shutdown
+                );
+                assert_eq!(bench.session.gate(call).is_ok(), put_away || looks, "{name}: {call:?}");
+            }
+        }
+        if !matches!(bench.id(), S::Idle | S::Finalized) {
+            let (_, effects) = bench.finalize(Action::Resume, true);
+            assert!(play(&mut bench, effects).iter().all(|(_, reply)| reply.is_err()), "{name}");
+            let (id, effects) = bench.finalize(Action::Stop, false);
+            let replies = play(&mut bench, effects);
+            assert_eq!(replies, [(id, Ok(Answer::Empty))], "{name}");
+        }
+        let (id, effects) = bench.call(Call::Cleanup { session: sid() });
+        assert_eq!(play(&mut bench, effects), [(id, Ok(Answer::Empty))], "{name}");
+        assert_eq!(bench.id(), S::Idle, "{name}");
+    }
+}
