@@ -1,0 +1,364 @@
+//! Disks that move with the machine: the destination exports them by NBD, the source mirrors into the exports.
+//!
+//! A slot's export, and the mirror's job, target and filter, are named after it: `disk-<s>`, `mirror-<s>`,
+//! `mirror-target-<s>`, `mirror-filter-<s>`.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::socket::{Shutdown, shutdown};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+
+use crate::disk::node_name;
+use crate::document::Slot;
+use crate::error::QemuError;
+use crate::migration::next_look;
+use crate::owner::Qemu;
+use crate::qmp::QmpError;
+
+/// For NBD's handshake, in which QEMU's main loop, and so the guest's devices, stand still.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// For an export's clients to be cut off.
+const EXPORT_DEADLINE: Duration = Duration::from_secs(5);
+/// For a job that was told to end. Graceful endings take milliseconds once the mirror is in step.
+const END_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two queries when no event comes.
+const QUERY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A block job, from `query-block-jobs`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct BlockJob {
+    /// Its id: `mirror-<slot>`.
+    #[serde(rename = "device")]
+    pub id: String,
+    /// Bytes copied.
+    #[serde(rename = "offset")]
+    pub copied: u64,
+    /// Bytes to copy as known so far; grows while the guest writes.
+    #[serde(rename = "len")]
+    pub total: u64,
+    /// Whether the copy is in step.
+    pub ready: bool,
+    /// QMP's `JobStatus`; `concluded` when it is over.
+    pub status: String,
+    /// Why it failed, once it is over.
+    pub error: Option<String>,
+}
+
+fn job_id(slot: Slot) -> String {
+    format!("mirror-{slot}")
+}
+
+fn target_name(slot: Slot) -> String {
+    format!("mirror-target-{slot}")
+}
+
+fn export_id(slot: Slot) -> String {
+    format!("export-{slot}")
+}
+
+/// The destination's side.
+impl Qemu {
+    /// Listens for NBD clients on a unix socket.
+    pub async fn nbd_server_start(&self, socket: &Path) -> Result<(), QemuError> {
+        let failed = |source| QemuError::NbdServer { action: "start", source };
+        let path = socket.to_str().ok_or_else(|| {
+            failed(QmpError::Answer {
+                command: "nbd-server-start".to_owned(),
+                reason: "QMP is JSON: a path must be UTF-8".to_owned(),
+            })
+        })?;
+        let address = json!({ "addr": { "type": "unix", "data": { "path": path } } });
+        self.qmp.execute("nbd-server-start", address).await.map(drop).map_err(failed)
+    }
+
+    /// Exports the disk of a slot for writing, as `disk-<slot>`; the name is returned.
+    pub async fn nbd_export_add(&self, slot: Slot) -> Result<String, QemuError> {
+        let name = node_name(slot);
+        let export = json!({
+            "type": "nbd", "id": export_id(slot), "node-name": name, "name": name, "writable": true,
+        });
+        match self.qmp.execute("block-export-add", export).await {
+            Ok(_) => Ok(name),
+            Err(source) => Err(QemuError::NbdExport { action: "add", slot, source }),
+        }
+    }
+
+    /// Removes the export of a slot and cuts off its clients. What they have been answered is kept, so do this after the
+    /// source has finished its mirror, or to give the disk up.
+    pub async fn nbd_export_remove(&self, slot: Slot) -> Result<(), QemuError> {
+        let deadline = Instant::now() + EXPORT_DEADLINE;
+        let mut events = self.events();
+        let id = export_id(slot);
+        let failed = |source| QemuError::NbdExport { action: "remove", slot, source };
+        let request = json!({ "id": id, "mode": "hard" });
+        self.qmp.execute("block-export-del", request).await.map_err(failed)?;
+        loop {
+            // Queried as well as awaited: the event may be lost, the export is either listed or not.
+            let exports = self.qmp.execute("query-block-exports", json!({})).await.map_err(failed)?;
+            let listed = exports.as_array().is_some_and(|exports| {
+                exports.iter().any(|export| export.get("id").and_then(Value::as_str) == Some(&id))
+            });
+            if !listed {
+                return Ok(());
+            }
+            match timeout_at(deadline, events.next()).await {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return Err(QemuError::NbdExportBusy { slot, after: EXPORT_DEADLINE }),
+            }
+        }
+    }
+
+    /// Stops listening; exports that are left go too.
+    pub async fn nbd_server_stop(&self) -> Result<(), QemuError> {
+        let stopped = self.qmp.execute("nbd-server-stop", json!({})).await;
+        stopped.map(drop).map_err(|source| QemuError::NbdServer { action: "stop", source })
+    }
+}
+
+/// The source's side.
+impl Qemu {
+    /// Starts to copy the disk of a slot to an NBD export, through a socket that is connected to its server. From now on each
+    /// write of the guest goes to both before it is answered.
+    ///
+    /// A call may be dropped, and QEMU may then have got anywhere with it: [`Qemu::mirror_abort`] clears away what there
+    /// is, and until it has no other mirror of the slot starts.
+    pub async fn mirror_start(&self, slot: Slot, socket: OwnedFd, export: &str) -> Result<(), QemuError> {
+        let failed = |source| QemuError::StartMirror { slot, source };
+        let ours = socket.try_clone().map_err(|error| {
+            failed(QmpError::Closed { reason: format!("the socket cannot be duplicated: {error}").into() })
+        })?;
+        // Noted before QEMU is told anything: whoever gives up from here on leaves the note.
+        match self.sockets().entry(slot) {
+            Entry::Vacant(place) => drop(place.insert(ours)),
+            Entry::Occupied(_) => return Err(QemuError::MirrorExists { slot }),
+        }
+        let Err(error) = self.add_mirror(slot, socket, export).await else { return Ok(()) };
+        if matches!(error, QmpError::Timeout { .. }) {
+            self.wake(slot);
+        }
+        if let Err(undo) = self.mirror_abort(slot).await {
+            tracing::warn!(%slot, error = %undo, "a mirror that did not start is not cleared away");
+        }
+        Err(failed(error))
+    }
+
+    async fn add_mirror(&self, slot: Slot, socket: OwnedFd, export: &str) -> Result<(), QmpError> {
+        let fd_name = job_id(slot);
+        self.qmp.pass_fd(&fd_name, socket).await?;
+        let target = json!({
+            "node-name": target_name(slot),
+            "driver": "nbd",
+            "server": { "type": "fd", "str": fd_name },
+            "export": export,
+            "discard": "unmap",
+            "detect-zeroes": "unmap",
+        });
+        self.qmp.execute_within("blockdev-add", target, HANDSHAKE_DEADLINE).await?;
+        let job = json!({
+            "job-id": job_id(slot),
+            "device": node_name(slot),
+            "target": target_name(slot),
+            "filter-node-name": format!("mirror-filter-{slot}"),
+            "sync": "full",
+            "copy-mode": "write-blocking",
+            // A job that is over stays listed with its error until it is dismissed: no event can be missed.
+            "auto-dismiss": false,
+        });
+        self.qmp.execute("blockdev-mirror", job).await.map(drop)
+    }
+
+    /// Waits until the mirror of a slot is in step with its disk; it stays so until it is ended.
+    pub async fn mirror_ready(&self, slot: Slot, within: Duration) -> Result<(), QemuError> {
+        let deadline = Instant::now() + within;
+        let mut events = self.events();
+        loop {
+            let job = self.mirror_job(slot).await?.ok_or(QemuError::MirrorNotReady { slot })?;
+            if job.status == "concluded" {
+                return Err(QemuError::MirrorFailed { slot, reason: reason_of(&job) });
+            }
+            if job.ready {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(timed_out(slot, "in step", within, &job));
+            }
+            next_look(&mut events, left.min(QUERY_INTERVAL)).await;
+        }
+    }
+
+    /// Ends a mirror that is in step, with both copies equal, and closes its target. The guest should be paused, else it
+    /// writes on to the source's disk alone.
+    pub async fn mirror_finish(&self, slot: Slot) -> Result<(), QemuError> {
+        match self.mirror_job(slot).await? {
+            Some(job) if job.status == "concluded" => {
+                return Err(QemuError::MirrorFailed { slot, reason: reason_of(&job) });
+            }
+            Some(job) if job.ready => {}
+            _ => return Err(QemuError::MirrorNotReady { slot }),
+        }
+        self.cancel_job(slot, "finish", false).await?;
+        let error = self.job_concluded(slot).await?.error;
+        self.clear_away(slot, "finish").await?;
+        match error {
+            None => Ok(()),
+            Some(reason) => Err(QemuError::MirrorFailed { slot, reason }),
+        }
+    }
+
+    /// Ends a mirror at once, whatever its state and its peer's; the source's disk is whole. No mirror is no error. One whose
+    /// start or end was given up half-way goes as well.
+    pub async fn mirror_abort(&self, slot: Slot) -> Result<(), QemuError> {
+        if !self.sockets().contains_key(&slot) {
+            return Ok(());
+        }
+        match self.settled_job(slot).await? {
+            None => return self.clear_target(slot).await,
+            Some(job) if job.status == "concluded" => {}
+            Some(_) => {
+                if let Err(error) = self.cancel_job(slot, "abort", true).await {
+                    // It may have ended by itself since; whether it has is seen below.
+                    tracing::debug!(%slot, %error, "cancelling the mirror");
+                }
+                // A cancelled job still waits for the requests in flight, and a peer that is silent never answers them.
+                self.wake(slot);
+                self.job_concluded(slot).await?;
+            }
+        }
+        self.clear_away(slot, "abort").await
+    }
+
+    /// Bytes that the mirror of a slot has put on its TCP connection so far: unlike a job's progress, holes that were not
+    /// sent do not count. None without a mirror, or when it goes through another kind of socket.
+    pub fn mirror_bytes_sent(&self, slot: Slot) -> Option<u64> {
+        tcp_bytes_sent(self.sockets().get(&slot)?)
+    }
+
+    /// All block jobs, with their progress.
+    pub async fn block_jobs(&self) -> Result<Vec<BlockJob>, QemuError> {
+        let failed = |source| QemuError::Control { action: "list the block jobs of", source };
+        let answer = self.qmp.execute("query-block-jobs", json!({})).await.map_err(failed)?;
+        serde_json::from_value(answer).map_err(|error| {
+            failed(QmpError::Answer { command: "query-block-jobs".to_owned(), reason: error.to_string() })
+        })
+    }
+
+    /// The mirror of a slot, or `None` when it has none.
+    pub async fn mirror_job(&self, slot: Slot) -> Result<Option<BlockJob>, QemuError> {
+        let id = job_id(slot);
+        Ok(self.block_jobs().await?.into_iter().find(|job| job.id == id))
+    }
+
+    async fn cancel_job(&self, slot: Slot, action: &'static str, force: bool) -> Result<(), QemuError> {
+        let request = json!({ "device": job_id(slot), "force": force });
+        let cancelled = self.qmp.execute("block-job-cancel", request).await;
+        cancelled.map(drop).map_err(|source| QemuError::ControlMirror { action, slot, source })
+    }
+
+    async fn job_concluded(&self, slot: Slot) -> Result<BlockJob, QemuError> {
+        let deadline = Instant::now() + END_DEADLINE;
+        let mut events = self.events();
+        loop {
+            let job = self.mirror_job(slot).await?.ok_or(QemuError::MirrorNotReady { slot })?;
+            if job.status == "concluded" {
+                return Ok(job);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(timed_out(slot, "finished", END_DEADLINE, &job));
+            }
+            next_look(&mut events, left.min(QUERY_INTERVAL)).await;
+        }
+    }
+
+    async fn clear_away(&self, slot: Slot, action: &'static str) -> Result<(), QemuError> {
+        let failed = |source| QemuError::ControlMirror { action, slot, source };
+        self.qmp.execute("job-dismiss", json!({ "id": job_id(slot) })).await.map_err(failed)?;
+        self.close_node(&target_name(slot)).await.map_err(failed)?;
+        self.sockets().remove(&slot);
+        Ok(())
+    }
+
+    /// Takes away what there is of a mirror without a job: its descriptor, its target, or neither.
+    async fn clear_target(&self, slot: Slot) -> Result<(), QemuError> {
+        let failed = |source| QemuError::ControlMirror { action: "clear away", slot, source };
+        self.qmp.forget_fd(&job_id(slot)).await;
+        let name = target_name(slot);
+        if let Err(error) = self.close_node(&name).await {
+            // QEMU has no class of error for a node that is not there.
+            let nodes = self.qmp.execute("query-named-block-nodes", json!({ "flat": true })).await;
+            let nodes = nodes.map_err(failed)?;
+            let open = |node: &Value| node.get("node-name").and_then(Value::as_str) == Some(&name);
+            if nodes.as_array().is_some_and(|nodes| nodes.iter().any(open)) {
+                return Err(failed(error));
+            }
+        }
+        self.sockets().remove(&slot);
+        Ok(())
+    }
+
+    /// The mirror's job, once nothing that was sent before is still being done: QEMU takes commands in turn.
+    ///
+    /// A start that was given up is let come to its end. QEMU 7.2 whose NBD handshake is cut short has ended with
+    /// `malloc(): unsorted double linked list corrupted`, so it is cut short only for a peer that says nothing.
+    async fn settled_job(&self, slot: Slot) -> Result<Option<BlockJob>, QemuError> {
+        let failed = |source| QemuError::Control { action: "list the block jobs of", source };
+        match self.qmp.execute_within("query-block-jobs", json!({}), HANDSHAKE_DEADLINE).await {
+            Ok(_) => {}
+            Err(QmpError::Timeout { .. }) => self.wake(slot),
+            Err(error) => return Err(failed(error)),
+        }
+        self.mirror_job(slot).await
+    }
+
+    /// Ends a mirror's connection: a QEMU that waits for its peer stops waiting.
+    fn wake(&self, slot: Slot) {
+        if let Some(socket) = self.sockets().get(&slot) {
+            hang_up(socket);
+        }
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, HashMap<Slot, OwnedFd>> {
+        self.mirror_sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn reason_of(job: &BlockJob) -> String {
+    job.error.clone().unwrap_or_else(|| "it ended before it was told to".to_owned())
+}
+
+fn timed_out(slot: Slot, wanted: &'static str, after: Duration, job: &BlockJob) -> QemuError {
+    QemuError::MirrorTimeout { slot, wanted, after, copied: job.copied, total: job.total }
+}
+
+/// Bytes that TCP has sent on a socket, retransmissions left out; None for another kind of socket.
+fn tcp_bytes_sent(socket: &OwnedFd) -> Option<u64> {
+    // SAFETY: an all-zero `tcp_info` is a valid value of plain numbers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(std::mem::size_of_val(&info)).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which has that many.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0).then(|| info.tcpi_bytes_sent.saturating_sub(info.tcpi_bytes_retrans))
+}
+
+/// Ends the connection for every holder of the socket.
+fn hang_up(socket: &OwnedFd) {
+    if let Err(error) = shutdown(socket.as_raw_fd(), Shutdown::Both) {
+        tracing::debug!(%error, "shutting a mirror's socket down");
+    }
+}
