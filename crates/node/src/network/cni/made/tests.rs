@@ -1,0 +1,110 @@
+//! Against a plugin that is a script: it notes how it was called and answers as it is told.
+
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+
+use super::*;
+use crate::proto::Interface;
+
+struct Host {
+    dir: tempfile::TempDir,
+    config: CniConfig,
+}
+
+impl Host {
+    /// A network of two plugins; the second does what `second` says.
+    fn new(second: &str) -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        let config = CniConfig {
+            conf_dir: dir.path().join("conf"),
+            bin_dir: dir.path().join("bin"),
+            network: "pods".into(),
+        };
+        std::fs::create_dir_all(&config.conf_dir).unwrap();
+        std::fs::create_dir_all(&config.bin_dir).unwrap();
+        let list = json!({ "cniVersion": "0.4.0", "name": "pods", "plugins": [
+            { "type": "first", "capabilities": { "ips": true } }, { "type": "second" }] });
+        std::fs::write(config.conf_dir.join("1.conflist"), list.to_string()).unwrap();
+        let calls = dir.path().join("calls");
+        for (name, rest) in [("first", "echo '{\"from\":\"first\"}'"), ("second", second)] {
+            let program = config.bin_dir.join(name);
+            let script = format!(
+                "#!/bin/sh\nread -r conf\necho \"{name} $CNI_COMMAND $CNI_IFNAME $CNI_ARGS $conf\" >>{}\n{rest}\n",
+                calls.display()
+            );
+            std::fs::write(&program, script).unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Host { dir, config }
+    }
+
+    fn calls(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.dir.path().join("calls")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn record(&self) -> Record {
+        Record {
+            path: self.dir.path().join("netns"),
+            session: "s-1".into(),
+            settled: false,
+            network: Network::find(&self.config.conf_dir, "pods").unwrap(),
+            wanted: Wanted { ips: vec!["10.0.0.5/24".into()], mac: "02:00:00:00:00:05".into() },
+            interface: "eth0".into(),
+            container: "dunlin-s-1-netns".into(),
+            bin_dir: self.config.bin_dir.clone(),
+            result: json!({ "from": "second" }),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_release_calls_every_plugin_in_reverse_with_the_last_result_once() {
+    let host = Host::new("echo");
+    let memory = Memory::of(host.dir.path());
+    let record = host.record();
+    memory.write(&record).unwrap();
+    assert_eq!(memory.unsettled(), [(record.path.clone(), "s-1".to_owned())]);
+    assert!(memory.release(&record.path).await.unwrap());
+    let calls = host.calls();
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    assert!(calls[0].starts_with("second DEL eth0 IgnoreUnknown=1;IP=10.0.0.5/24;MAC=02:00:00:00:00:05 {"));
+    assert!(calls[1].starts_with("first DEL eth0 IgnoreUnknown=1;MAC=02:00:00:00:00:05 {"), "{calls:?}");
+    assert!(calls.iter().all(|call| call.contains(r#""prevResult":{"from":"second"}"#)), "{calls:?}");
+    assert!(!memory.release(&record.path).await.unwrap(), "it was remembered twice");
+    assert_eq!(host.calls().len(), 2);
+}
+
+#[tokio::test]
+async fn what_a_plugin_refuses_is_told_in_its_words_and_stays_remembered() {
+    let host = Host::new(r#"echo '{"code":7,"msg":"no addresses","details":"left"}'; exit 1"#);
+    let memory = Memory::of(host.dir.path());
+    let record = host.record();
+    memory.write(&record).unwrap();
+    let error = memory.release(&record.path).await.unwrap_err().to_string();
+    assert!(error.contains("`second` refused DEL: no addresses left"), "{error}");
+    assert_eq!(memory.release_session("another").await, Vec::<String>::new());
+    assert_eq!(memory.release_session("s-1").await.len(), 1);
+    // What has settled is not the session's to remove.
+    memory.settle("s-1");
+    assert_eq!(memory.release_session("s-1").await, Vec::<String>::new());
+    assert_eq!(memory.unsettled(), []);
+}
+
+#[tokio::test]
+async fn a_namespace_of_somebody_else_is_neither_made_nor_removed() {
+    let host = Host::new("echo");
+    let memory = Memory::of(host.dir.path());
+    let there = host.dir.path().join("there");
+    std::fs::write(&there, "").unwrap();
+    let mut pod = PodNetwork { destination: there.display().to_string(), ..PodNetwork::default() };
+    assert!(!memory.make(&host.config, "s", &pod, NetworkMode::Keep).await.unwrap());
+    assert!(!memory.release(&there).await.unwrap());
+    // Two interfaces are more than one network gives.
+    pod.destination = host.dir.path().join("absent").display().to_string();
+    pod.interfaces = vec![Interface::default(), Interface::default()];
+    let error = memory.make(&host.config, "s", &pod, NetworkMode::Keep).await.unwrap_err().to_string();
+    assert!(error.contains("2 interfaces"), "{error}");
+    assert_eq!(host.calls(), Vec::<String>::new());
+}
