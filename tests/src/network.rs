@@ -1,0 +1,412 @@
+//! Pods on the lab's segment, and the client outside both hosts, whose sockets this program opens itself.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::{Host, Lab, Run};
+
+const CLIENT: &str = "/run/netns/dunlin-client";
+const CONNECT: Duration = Duration::from_secs(10);
+const COMMAND: Duration = Duration::from_secs(60);
+/// Bytes of one request, and of its answer.
+const WORD: usize = 8;
+
+/// A pod's network namespace on a host, until dropped.
+pub struct PodNet<'a> {
+    lab: &'a Lab,
+    host: Host,
+    name: String,
+}
+
+impl<'a> PodNet<'a> {
+    /// `dunlin lab pod-net HOST NAME --silent OPTIONS`: its kernel answers nobody, so that the other host may have
+    /// the same addresses.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[track_caller]
+    pub fn make(lab: &'a Lab, host: Host, name: &str, options: &[&str]) -> PodNet<'a> {
+        let net = PodNet { lab, host, name: name.to_owned() };
+        let command = [&["pod-net", host.name(), name, "--silent"], options].concat();
+        Run::new(lab.lab_command(&command), COMMAND).ok();
+        net
+    }
+
+    /// The same on both hosts.
+    ///
+    /// # Panics
+    /// When one cannot be made.
+    #[track_caller]
+    pub fn on_both(lab: &'a Lab, name: &str, options: &[&str]) -> [PodNet<'a>; 2] {
+        Host::ALL.map(|host| PodNet::make(lab, host, name, options))
+    }
+
+    /// As a spec names it.
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+}
+
+impl Drop for PodNet<'_> {
+    fn drop(&mut self) {
+        let _ = self.lab.lab_command(&["pod-net", self.host.name(), &self.name, "--down"]).output();
+    }
+}
+
+/// Does `work` in the client's network, on a thread that ends with it.
+///
+/// # Panics
+/// When the client is not there, or `work` panics.
+pub fn at_client<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let namespace = File::open(CLIENT).unwrap_or_else(|error| panic!("{CLIENT}: {error}"));
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("the client's network can be entered");
+            work()
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// A connection from the client, as soon as somebody listens.
+///
+/// # Panics
+/// When nobody does in time.
+#[track_caller]
+pub fn connect(address: &str) -> TcpStream {
+    let address: SocketAddr = address.parse().expect("an address and a port");
+    let since = Instant::now();
+    loop {
+        match at_client(move || TcpStream::connect_timeout(&address, Duration::from_secs(2))) {
+            Ok(stream) => {
+                stream.set_nodelay(true).expect("an option of TCP");
+                return stream;
+            }
+            Err(error) => assert!(since.elapsed() < CONNECT, "{address} does not answer: {error}"),
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Whether somebody at `address` takes a connection within a second.
+pub fn answers(address: &str) -> bool {
+    let address: SocketAddr = address.parse().expect("an address and a port");
+    at_client(move || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok())
+}
+
+/// One connection with a strict request and response: the next number goes every 10 ms, but never before the
+/// one before has come back.
+pub struct Echo {
+    name: String,
+    seen: Arc<Seen>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    ended: AtomicBool,
+    answers: AtomicU64,
+    /// Since it was last asked for.
+    longest: Mutex<Duration>,
+    broken: Mutex<Option<String>>,
+}
+
+impl Seen {
+    fn note_break(&self, reason: String) {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.get_or_insert(reason);
+    }
+
+    fn broken(&self) -> Option<String> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Echo {
+    /// From one request to the next.
+    pub const EVERY: Duration = Duration::from_millis(10);
+    /// No answer for so long is a broken connection.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Connects and begins.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[track_caller]
+    pub fn start(address: &str) -> Echo {
+        let stream = connect(address);
+        stream.set_read_timeout(Some(Echo::PATIENCE)).expect("an option of sockets");
+        let seen = Arc::new(Seen::default());
+        let noted = Arc::clone(&seen);
+        let thread = thread::spawn(move || {
+            if let Err(reason) = Echo::ask(stream, &noted) {
+                noted.note_break(reason);
+            }
+        });
+        Echo { name: address.to_owned(), seen, thread: Some(thread) }
+    }
+
+    fn ask(mut stream: TcpStream, seen: &Seen) -> Result<(), String> {
+        let (mut number, mut last) = (0_u64, Instant::now());
+        while !seen.ended.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            number += 1;
+            let mut answer = [0; WORD];
+            stream.write_all(&number.to_be_bytes()).map_err(|error| format!("request {number}: {error}"))?;
+            stream.read_exact(&mut answer).map_err(|error| format!("response {number}: {error}"))?;
+            let now = Instant::now();
+            if u64::from_be_bytes(answer) != number {
+                return Err(format!("the response to {number} is {}", u64::from_be_bytes(answer)));
+            }
+            let gap = now - last;
+            last = now;
+            seen.answers.fetch_add(1, Ordering::Relaxed);
+            {
+                let mut longest = seen.longest.lock().unwrap_or_else(PoisonError::into_inner);
+                *longest = gap.max(*longest);
+            }
+            thread::sleep(Echo::EVERY.saturating_sub(begun.elapsed()));
+        }
+        Ok(())
+    }
+
+    /// The longest time between two responses since this was last asked.
+    pub fn longest_gap(&self) -> Duration {
+        std::mem::take(&mut *self.seen.longest.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits for `more` responses.
+    ///
+    /// # Panics
+    /// When the connection breaks.
+    #[track_caller]
+    pub fn await_more(&self, more: u64) {
+        let wanted = self.seen.answers.load(Ordering::Relaxed) + more;
+        let since = Instant::now();
+        while self.seen.answers.load(Ordering::Relaxed) < wanted {
+            self.assert_whole();
+            assert!(since.elapsed() < Echo::PATIENCE, "{}: no responses any more", self.name);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Every request was answered, with itself.
+    ///
+    /// # Panics
+    /// Otherwise.
+    #[track_caller]
+    pub fn assert_whole(&self) {
+        if let Some(reason) = self.seen.broken() {
+            panic!("the connection to {} broke: {reason}", self.name);
+        }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.seen.ended.store(true, Ordering::Relaxed);
+        // Not joined: it may be waiting for a peer that is gone, and ends by itself.
+        drop(self.thread.take());
+    }
+}
+
+/// One connection from which as much is read as it gives, up to a rate, every byte compared.
+pub struct Download {
+    seen: Arc<Seen>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Download {
+    /// Reads no faster than this, MiB/s: what the machine has left is for the others.
+    pub const AT_MOST: u64 = 64;
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const BUFFER: usize = 256 << 10;
+
+    /// Connects and begins; `pattern` is what comes, over and over.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[track_caller]
+    pub fn start(address: &str, pattern: Vec<u8>) -> Download {
+        let stream = connect(address);
+        stream.set_read_timeout(Some(Download::PATIENCE)).expect("an option of sockets");
+        let (seen, bytes) = (Arc::new(Seen::default()), Arc::new(AtomicU64::new(0)));
+        let (noted, counted) = (Arc::clone(&seen), Arc::clone(&bytes));
+        thread::spawn(move || {
+            if let Err(reason) = Download::read(stream, &pattern, &noted.ended, &counted) {
+                noted.note_break(reason);
+            }
+        });
+        Download { seen, bytes }
+    }
+
+    fn read(
+        mut stream: TcpStream,
+        pattern: &[u8],
+        ended: &AtomicBool,
+        counted: &AtomicU64,
+    ) -> Result<(), String> {
+        let mut buffer = vec![0; Download::BUFFER];
+        let (mut total, mut at) = (0_u64, 0_usize);
+        let (mut window, mut in_window) = (Instant::now(), 0_u64);
+        while !ended.load(Ordering::Relaxed) {
+            let count = stream.read(&mut buffer).map_err(|error| format!("after {total} bytes: {error}"))?;
+            if count == 0 {
+                return Err(format!("it ended after {total} bytes"));
+            }
+            let mut rest = &buffer[..count];
+            while !rest.is_empty() {
+                let part = rest.len().min(pattern.len() - at);
+                if rest[..part] != pattern[at..at + part] {
+                    let wrong =
+                        rest.iter().zip(&pattern[at..]).take_while(|(is, should)| is == should).count();
+                    return Err(format!("byte {} is wrong", total + (count - rest.len() + wrong) as u64));
+                }
+                at = (at + part) % pattern.len();
+                rest = &rest[part..];
+            }
+            total += count as u64;
+            counted.store(total, Ordering::Relaxed);
+            in_window += count as u64;
+            // What was not read in time is not caught up with.
+            let due = Duration::from_micros(in_window * 1_000_000 / (Download::AT_MOST << 20));
+            let spent = window.elapsed();
+            if due > spent {
+                thread::sleep(due - spent);
+            } else if spent - due > Duration::from_millis(50) {
+                (window, in_window) = (Instant::now(), 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that have come and were right.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Every byte was the right one, and the connection stands.
+    ///
+    /// # Panics
+    /// Otherwise.
+    #[track_caller]
+    pub fn assert_whole(&self) {
+        if let Some(reason) = self.seen.broken() {
+            panic!("the download: {reason}");
+        }
+    }
+
+    /// Waits for `more` bytes.
+    ///
+    /// # Panics
+    /// When they do not come, or are wrong.
+    #[track_caller]
+    pub fn await_more(&self, more: u64) {
+        let (wanted, since) = (self.bytes() + more, Instant::now());
+        while self.bytes() < wanted {
+            self.assert_whole();
+            assert!(since.elapsed() < Download::PATIENCE, "the download stands still");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        self.seen.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+/// All that a connection gives until its end.
+///
+/// # Panics
+/// When nobody listens, or it breaks off.
+#[track_caller]
+pub fn fetch(address: &str) -> Vec<u8> {
+    let mut stream = connect(address);
+    stream.set_read_timeout(Some(CONNECT)).expect("an option of sockets");
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).expect("all of it");
+    bytes
+}
+
+/// Sends one ICMP echo of `length` bytes, IP's header included, that must not be fragmented on its way; says
+/// whether it came back within two seconds.
+///
+/// # Panics
+/// When the client has no such socket, or the packet is longer than its own MTU.
+#[track_caller]
+pub fn ping(to: &str, length: usize) -> bool {
+    let to: IpAddr = to.parse().expect("an address");
+    let IpAddr::V4(to) = to else { panic!("{to} is no IPv4 address") };
+    const IP_HEADER: usize = 20;
+    const IP_MTU_DISCOVER: libc::c_int = 10;
+    const IP_PMTUDISC_DO: libc::c_int = 2;
+    at_client(move || {
+        // SAFETY: no pointers; the result is checked before it is used.
+        let socket =
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP) };
+        assert!(socket >= 0, "a raw socket: {}", std::io::Error::last_os_error());
+        // SAFETY: it is open, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        let option = IP_PMTUDISC_DO;
+        // SAFETY: the value is an int, as its length says, and outlives the call.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_IP,
+                IP_MTU_DISCOVER,
+                (&raw const option).cast(),
+                4,
+            )
+        };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        // Only the methods of a UDP socket are used that mean the same for a raw one.
+        let socket = std::net::UdpSocket::from(socket);
+        socket.set_read_timeout(Some(Duration::from_millis(200))).expect("an option of sockets");
+        let identity = u16::try_from(length).expect("an IP packet");
+        let mut packet = vec![0x5a; length - IP_HEADER];
+        packet[..4].copy_from_slice(&[8, 0, 0, 0]);
+        packet[4..6].copy_from_slice(&identity.to_be_bytes());
+        packet[6..8].copy_from_slice(&1_u16.to_be_bytes());
+        let sum = checksum(&packet);
+        packet[2..4].copy_from_slice(&sum.to_be_bytes());
+        let target = SocketAddr::from((to, 0));
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(2) {
+            let sent = socket.send_to(&packet, target);
+            assert!(sent.is_ok(), "a packet of {length} bytes cannot be sent: {sent:?}");
+            let mut answer = vec![0; length + 100];
+            while let Ok((count, from)) = socket.recv_from(&mut answer) {
+                let is_reply =
+                    count == length && answer[IP_HEADER] == 0 && answer[IP_HEADER + 4..count] == packet[4..];
+                if from.ip() == IpAddr::V4(to) && is_reply {
+                    return true;
+                }
+            }
+        }
+        false
+    })
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let words =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum & 0xffff).unwrap_or(0)
+}
