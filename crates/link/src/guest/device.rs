@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -112,7 +113,7 @@ fn serve_serial(path: &Path, openings: &mpsc::Sender<Opening>, stop: &Stop) {
             .open(path)
             .and_then(|file| file.try_clone().map(|clone| (file, clone)));
         match opened {
-            Ok((reader, writer)) => serve_channel(reader, writer, openings, true),
+            Ok((reader, writer)) => serve_channel(reader, writer, openings, Some(path)),
             Err(error) => debug!(%error, path = %path.display(), "the link's port is not there yet"),
         }
         thread::sleep(REOPEN);
@@ -148,7 +149,7 @@ fn serve_listener(openings: &mpsc::Sender<Opening>, stop: &Stop, listen: impl Fn
                     let openings = openings.clone();
                     spawn("link-reader", move || {
                         let (reader, writer) = connection;
-                        serve_channel(reader, writer, &openings, false);
+                        serve_channel(reader, writer, &openings, None);
                     });
                 }
             }
@@ -177,8 +178,15 @@ fn accept(listener: &OwnedFd, stop: &Stop) -> io::Result<(File, File)> {
     }
 }
 
-/// Reads the channel to its end in this thread, and writes it in another.
-fn serve_channel(mut reader: File, mut writer: File, openings: &mpsc::Sender<Opening>, serial: bool) {
+/// Whether the path still names the device that is open.
+fn names(path: &Path, open: &File) -> bool {
+    let (there, here) = (std::fs::metadata(path), open.metadata());
+    there.is_ok_and(|there| here.is_ok_and(|here| there.rdev() == here.rdev()))
+}
+
+/// Reads the channel to its end in this thread, and writes it in another. A serial port (whose path is given) has no
+/// end while it is there: a read of 0 bytes only says that no host has it open.
+fn serve_channel(mut reader: File, mut writer: File, openings: &mpsc::Sender<Opening>, serial: Option<&Path>) {
     let outbox = Outbox::default();
     let (sender, packets) = mpsc::channel(PACKETS);
     let to_write = outbox.clone();
@@ -200,13 +208,10 @@ fn serve_channel(mut reader: File, mut writer: File, openings: &mpsc::Sender<Ope
     let mut found = Vec::new();
     loop {
         match reader.read(&mut buffer) {
-            Ok(0) if serial => {
-                if sender.is_closed() {
-                    break;
-                }
-                thread::sleep(NO_HOST);
-            }
-            Ok(0) => break,
+            Ok(0) => match serial {
+                Some(path) if !sender.is_closed() && names(path, &reader) => thread::sleep(NO_HOST),
+                Some(_) | None => break,
+            },
             Ok(n) => {
                 decoder.feed(&buffer[..n], |packet| found.push(packet));
                 if found.drain(..).any(|packet| sender.blocking_send(packet).is_err()) {
