@@ -145,6 +145,10 @@ impl Coordinator {
 
     /// Decided, and the destination does not run yet: again, unless it can be seen stopped.
     fn run_troubled(&mut self, now: Moment, job: Job, trouble: Trouble, out: &mut Out) {
+        // It does, and the answer that said so was lost.
+        if let (Work::DestinationAbort, FailureKind::Runs) = (&job.work, trouble.kind) {
+            return self.runs_there(now, out);
+        }
         self.facts.cause = Some(trouble.cause);
         let attempt = job.attempt;
         match (&job.work, trouble.kind) {

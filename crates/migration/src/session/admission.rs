@@ -5,6 +5,8 @@
 //! Session
 //! * An empty session id is refused everywhere, and so is any id without a session, except by Cleanup.
 //! * Notifications are possible from a session's begin to its Cleanup, in every state.
+//! * PrepareAndExport ends a session that RESUME has decided, as its Cleanup would: an orchestrator that died before it
+//!   must not keep the machine here for ever.
 //! * An end of work carries the epoch of its session; a late one changes nothing in the next session, and what it made
 //!   is given up.
 //!
@@ -47,6 +49,8 @@ pub const ALREADY_RESUMED: &str = "this side was already resumed";
 /// In the message of a Cancel that came after the transfer had completed.
 pub const ALREADY_COMPLETED: &str = "the transfer had already completed";
 
+const EXPORT: &str = "PrepareAndExportSandbox";
+
 /// Most Cancel calls that wait for one cancellation.
 pub const CANCEL_WAITERS: usize = 16;
 
@@ -87,7 +91,7 @@ impl View<'_> {
 /// Answers what `call` may do in the state of `view`, or why it may not. Changes nothing.
 pub fn admit(view: View<'_>, call: &Call) -> Result<Admission, Refusal> {
     match call {
-        Call::PrepareAndExport { session } => begin(view, session, "PrepareAndExportSandbox"),
+        Call::PrepareAndExport { session } => begin(view, session, EXPORT),
         Call::Import { session, .. } => begin(view, session, "ImportSandbox"),
         Call::PatchContainer { source, container } => patch(view, source, container),
         Call::PrepareSandbox { session } => {
@@ -138,9 +142,15 @@ fn check_session(view: View<'_>, given: &SessionId) -> Result<(), Refusal> {
     }
 }
 
+/// Whether a session that nobody cleaned up gives way: the machine runs here for good, and is asked to move on.
+fn leaves(state: &State, call: &str) -> bool {
+    call == EXPORT && matches!(state, State::Finalized { action: Action::Resume, .. })
+}
+
 fn begin(view: View<'_>, given: &SessionId, call: &str) -> Result<Admission, Refusal> {
     match view.state.of() {
         None => Ok(Admission::Begin),
+        Some(_) if leaves(view.state, call) => Ok(Admission::Begin),
         Some(of) => Err(Refusal::precondition(format!(
             "{call}: session {} is in state {}, so {given} cannot begin; finalize and clean up that one first",
             of.session,

@@ -29,6 +29,8 @@ impl Session {
     fn begin(&mut self, now: Moment, id: CallId, call: Call, out: &mut Out) {
         match call {
             Call::PrepareAndExport { session } => {
+                // A decided one that was never cleaned up.
+                self.forget(out);
                 let of = self.open(session, Side::Source);
                 out.push(Effect::InitializeSource { epoch: of.epoch, call: id });
                 let pending = Pending { call: id, deadline: now.after(self.limits.export) };
@@ -80,16 +82,21 @@ impl Session {
             Call::Finalize { action, handoff, .. } => self.finalize(now, id, action, handoff, out),
             Call::Cancel { .. } => self.cancel(now, vec![id], out),
             Call::Cleanup { .. } => {
-                if let Some(of) = self.state.of() {
-                    out.push(Effect::CloseSockets { epoch: of.epoch });
-                    out.push(Effect::EndNotifications { epoch: of.epoch });
-                }
-                self.state = State::Idle;
+                self.forget(out);
                 out.push(Effect::Reply(id, Ok(Answer::Empty)));
             }
             // Admission answers it by itself.
             Call::Notifications { .. } => out.push(Effect::Reply(id, Ok(Answer::Empty))),
         }
+    }
+
+    /// Ends the bookkeeping of a session, if there is one.
+    fn forget(&mut self, out: &mut Out) {
+        if let Some(of) = self.state.of() {
+            out.push(Effect::CloseSockets { epoch: of.epoch });
+            out.push(Effect::EndNotifications { epoch: of.epoch });
+        }
+        self.state = State::Idle;
     }
 
     fn open(&mut self, session: dunlin_wire::ids::SessionId, side: Side) -> Move {

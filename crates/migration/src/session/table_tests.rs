@@ -288,7 +288,9 @@ fn table(row: &str) -> [Cell; 12] {
             [fp, fp, fp, fp, No(AE), fp, Noop, fp, fp, fp, To(S::Idle), Noop]
         }
         "Finalized, runs, source" | "Finalized, runs, destination" => {
-            [fp, fp, fp, fp, No(AE), fp, fp, Noop, Noop, fp, To(S::Idle), Noop]
+            // What runs here for good may leave, cleaned up or not.
+            let leaves = To(S::SourceExported);
+            [leaves, fp, fp, fp, No(AE), fp, fp, Noop, Noop, fp, To(S::Idle), Noop]
         }
         "Cancelled, source" => {
             [fp, fp, fp, fp, fp, fp, To(S::Finalized), To(S::Finalized), To(S::Finalized), Noop, fp, Noop]
