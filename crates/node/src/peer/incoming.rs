@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use dunlin_wire::handover::{Preamble, Stream, Token};
 use tokio::net::TcpStream;
 
+use super::admit;
 use super::leftover::{self, Former};
 use super::session::{Aborted, Beginning, Session};
 use crate::config::NodeConfig;
@@ -21,8 +22,8 @@ use crate::network;
 use crate::proto::{SandboxFacts, SessionRow};
 use crate::shim::ShimHome;
 
-/// Aborted sessions that are remembered, so that a request on its way cannot revive one.
-const TOMBSTONES: usize = 1024;
+/// Ended sessions of each kind that are remembered.
+const REMEMBERED: usize = 1024;
 
 /// A machine has so many places for disks, and each container has a disk of its own.
 const MEMBERS: usize = 256;
@@ -33,6 +34,9 @@ pub(crate) enum IncomingError {
     /// Nothing is known of it.
     #[error("session {0} is not known here; begin a new move")]
     Unknown(String),
+    /// Nothing is left to do.
+    #[error("session {0} is over: what it moved was told to run here, and did")]
+    Ran(String),
     /// Another node's.
     #[error("session {session} belongs to node {owner}, not to {caller}")]
     NotYours {
@@ -78,7 +82,30 @@ pub(crate) struct Incoming {
 #[derive(Debug, Default)]
 struct Table {
     sessions: HashMap<String, Arc<Session>>,
-    aborted: VecDeque<String>,
+    /// Must not be revived.
+    aborted: Remembered,
+    /// Are over, and run or ran here. A source that was cut off before it heard that must not take them for gone.
+    ran: Remembered,
+}
+
+/// The last sessions that something happened to.
+#[derive(Debug, Default)]
+struct Remembered(VecDeque<String>);
+
+impl Remembered {
+    fn has(&self, id: &str) -> bool {
+        self.0.iter().any(|known| known == id)
+    }
+
+    fn add(&mut self, id: &str) {
+        if self.has(id) {
+            return;
+        }
+        if self.0.len() == REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(id.to_owned());
+    }
 }
 
 impl Incoming {
@@ -93,7 +120,12 @@ impl Incoming {
     /// The session `id`, when `caller` began it.
     pub(crate) fn find(&self, id: &str, caller: &str) -> Result<Arc<Session>, IncomingError> {
         let table = self.table();
-        let session = table.sessions.get(id).ok_or_else(|| IncomingError::Unknown(id.into()))?;
+        let Some(session) = table.sessions.get(id) else {
+            return Err(match table.ran.has(id) {
+                true => IncomingError::Ran(id.into()),
+                false => IncomingError::Unknown(id.into()),
+            });
+        };
         owned(session, id, caller)?;
         Ok(Arc::clone(session))
     }
@@ -112,6 +144,7 @@ impl Incoming {
         streams: &[String],
     ) -> Result<Arc<Session>, IncomingError> {
         dunlin_wire::ids::SessionId::new(id).map_err(|error| IncomingError::Field(error.to_string()))?;
+        stdio::plain(&facts.namespace)?;
         stdio::plain(&facts.id)?;
         check_members(&facts)?;
         let expected: BTreeSet<Stream> = streams
@@ -121,8 +154,11 @@ impl Incoming {
         let arrivals = self.arrivals(id, &facts)?;
 
         let mut table = self.table();
-        if table.aborted.iter().any(|aborted| aborted == id) {
+        if table.aborted.has(id) {
             return Err(IncomingError::Aborted(id.into()));
+        }
+        if table.ran.has(id) {
+            return Err(IncomingError::Ran(id.into()));
         }
         if let Some(session) = table.sessions.get(id) {
             owned(session, id, caller)?;
@@ -143,8 +179,12 @@ impl Incoming {
             facts,
         };
         let (shared, key) = (Arc::clone(&self.table), id.to_owned());
-        let session = Session::spawn(beginning, move || {
-            shared.lock().unwrap_or_else(PoisonError::into_inner).sessions.remove(&key);
+        let session = Session::spawn(beginning, move |ran| {
+            let mut table = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            table.sessions.remove(&key);
+            if ran {
+                table.ran.add(&key);
+            }
         });
         table.sessions.insert(id.into(), Arc::clone(&session));
         Ok(session)
@@ -164,9 +204,10 @@ impl Incoming {
             let wanted = container.stdio.unwrap_or_default();
             let streams = stdio::plan(&wanted, io, logs, &facts.namespace, &container.id)?;
             let container = network::spec::settled(container, facts);
+            admit::paths(&container).map_err(IncomingError::Field)?;
             Ok(Arrival::new(self.containerd.clone(), place.clone(), container, streams))
         });
-        Ok(Arrivals::new(arrivals.collect::<Result<_, StdioError>>()?))
+        Ok(Arrivals::new(arrivals.collect::<Result<_, IncomingError>>()?))
     }
 
     /// Ends session `id` and whatever a former life of this node left of it.
@@ -177,20 +218,24 @@ impl Incoming {
         namespace: &str,
         sandbox: &str,
     ) -> Result<Aborted, IncomingError> {
+        dunlin_wire::ids::SessionId::new(id).map_err(|error| IncomingError::Field(error.to_string()))?;
         let session = match self.find(id, caller) {
             Ok(session) => Some(session),
             Err(IncomingError::Unknown(_)) => None,
+            Err(ran @ IncomingError::Ran(_)) => {
+                return Ok(Aborted { stopped: false, warnings: vec![ran.to_string()], runs: true });
+            }
             Err(error) => return Err(error),
         };
         if let Some(session) = session
             && let Some(aborted) = session.abort().await
         {
             if aborted.stopped {
-                self.bury(id);
+                self.table().aborted.add(id);
             }
             return Ok(aborted);
         }
-        self.bury(id);
+        self.table().aborted.add(id);
         stdio::plain(namespace)?;
         stdio::plain(sandbox)?;
         let home = ShimHome::new(&self.config.state_dir, namespace, sandbox);
@@ -204,14 +249,6 @@ impl Incoming {
             aborted.warnings.extend(left);
         }
         Ok(aborted)
-    }
-
-    fn bury(&self, id: &str) {
-        let mut table = self.table();
-        if table.aborted.len() == TOMBSTONES {
-            table.aborted.pop_front();
-        }
-        table.aborted.push_back(id.into());
     }
 
     /// For `dunlin status`.
@@ -299,6 +336,19 @@ impl Door for Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_ended_sessions_are_remembered_each_once() {
+        let mut remembered = Remembered::default();
+        for _ in 0..2 {
+            for number in 0..=REMEMBERED {
+                remembered.add(&number.to_string());
+                remembered.add(&number.to_string());
+            }
+            assert_eq!(remembered.0.len(), REMEMBERED);
+        }
+        assert!(remembered.has("1") && remembered.has(&REMEMBERED.to_string()));
+    }
 
     #[test]
     fn tokens_are_64_digits_and_never_alike() {

@@ -88,11 +88,15 @@ pub(crate) async fn end_shim(home: &ShimHome, session: &str) -> Former {
         Err(error) if error.is_silence() => {
             return if gone(process).await { Former::Gone } else { Former::Unclear(error.to_string()) };
         }
-        // Refused with the session's own name.
-        Err(error) => return Former::Runs(error.to_string()),
+        // It is decided, or being decided: STOP tells which way.
+        Err(error) => tracing::debug!(session, %error, "cannot be cancelled"),
         Ok(()) => {}
     }
-    let _ = shim.stop().await;
+    match shim.stop().await {
+        Err(error) if error.is_resumed() => return Former::Runs(error.to_string()),
+        Err(error) => return Former::Unclear(error.to_string()),
+        Ok(()) => {}
+    }
     let _ = shim.cleanup().await;
     if !process::end(process).await {
         let path = home.path().display();
@@ -121,7 +125,10 @@ pub(crate) async fn sweep(config: &NodeConfig, containerd: &Containerd) {
         for namespace in containerd.namespaces().await? {
             for (sandbox, found) in by_sandbox(unsettled(containerd, &namespace).await?) {
                 let home = ShimHome::new(&config.state_dir, &namespace, &sandbox);
-                sweep_sandbox(config, containerd, &home, &found).await?;
+                // One that cannot be looked at keeps no other waiting.
+                if let Err(error) = sweep_sandbox(config, containerd, &home, &found).await {
+                    tracing::warn!(namespace, sandbox, %error, "left as it is");
+                }
             }
         }
         sweep_networks(config, containerd).await

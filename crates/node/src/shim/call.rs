@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dunlin_migration::session::ALREADY_RESUMED;
 use dunlin_wire::handover::{ProtocolInfo, Stream};
 use dunlin_wire::service::{
     CancelRequest, CleanupRequest, CreateDuplicateSocketRequest, FinalizeAction, FinalizeSandboxRequest,
@@ -80,6 +81,11 @@ impl ShimError {
     /// The shim is there and has no such session.
     pub(crate) fn is_no_session(&self) -> bool {
         matches!(self, ShimError::Refused { no_session: true, .. })
+    }
+
+    /// It was told to run before, and did.
+    pub(crate) fn is_resumed(&self) -> bool {
+        matches!(self, ShimError::Refused { reason, .. } if reason.contains(ALREADY_RESUMED))
     }
 
     /// Whether what was asked may have been done, or be done later.

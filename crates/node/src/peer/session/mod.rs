@@ -192,7 +192,7 @@ pub(crate) struct Beginning {
 
 impl Session {
     /// Spawns the task. `over` runs once, when it has ended.
-    pub(crate) fn spawn(beginning: Beginning, over: impl FnOnce() + Send + 'static) -> Arc<Session> {
+    pub(crate) fn spawn(beginning: Beginning, over: impl FnOnce(bool) + Send + 'static) -> Arc<Session> {
         let Beginning { id, from, facts, token, expected, config, arrivals } = beginning;
         let (asks, queue) = mpsc::channel(QUEUE);
         let abort = CancellationToken::new();
@@ -218,8 +218,7 @@ impl Session {
             created: Created::default(),
         };
         tokio::spawn(async move {
-            Box::pin(owner.run(queue, watching)).await;
-            over();
+            over(Box::pin(owner.run(queue, watching)).await);
         });
         Arc::new(Session {
             id,

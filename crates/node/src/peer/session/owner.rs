@@ -44,24 +44,27 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Ask>, mut watching: watch::Receiver<usize>) {
+    /// True when what came was told to run, and did.
+    pub(super) async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Ask>,
+        mut watching: watch::Receiver<usize>,
+    ) -> bool {
         loop {
             let ask = tokio::select! {
                 ask = queue.recv() => ask,
-                () = abandoned(&mut watching) => {
-                    self.left_alone().await;
-                    return;
-                }
+                () = abandoned(&mut watching) => None,
             };
-            // The handle is gone from the table only after the session is over.
+            // Or the handle is gone from the table, which is so only after the session is over.
             let Some(ask) = ask else {
                 self.left_alone().await;
-                return;
+                break;
             };
             if self.answer(ask).await {
-                return;
+                break;
             }
         }
+        self.stage == Stage::Running
     }
 
     /// True when the session is over.
@@ -362,9 +365,9 @@ impl Owner {
     async fn left_alone(&mut self) {
         if self.stage == Stage::Running {
             tracing::warn!(session = self.id, "the source is silent; the container stays here");
-            if let Err(error) = self.cleanup().await {
-                tracing::warn!(session = self.id, %error, "cannot forget the session");
-            }
+            // The shim keeps the session: it is what tells a source that comes back, also after this node's end.
+            self.settle().await;
+            let _ = tokio::fs::remove_dir_all(&self.cwd).await;
             return;
         }
         tracing::warn!(session = self.id, stage = self.stage.word(), "the source is silent; aborting");
