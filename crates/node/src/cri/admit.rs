@@ -14,7 +14,7 @@ use super::client::name_of_pod;
 /// Where orchestrators keep pods' logs.
 const POD_LOGS: &str = "/var/log/pods";
 /// Where kubelet keeps the volumes and files of its pods.
-const KUBELET_PODS: &str = "/var/lib/kubelet/pods";
+pub(crate) const KUBELET_PODS: &str = "/var/lib/kubelet/pods";
 /// What CRI gives a container of itself, and an orchestrator may give in its stead. The machine holds the
 /// pod's own, so on the destination nothing is needed of the host.
 const POD_FILES: [&str; 4] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm"];
@@ -106,7 +106,7 @@ pub(crate) fn container(mut config: api::ContainerConfig) -> Result<api::Contain
 }
 
 /// Below `root`, and not by way of `..`.
-fn is_inside(root: &Path, path: &str) -> bool {
+pub(crate) fn is_inside(root: &Path, path: &str) -> bool {
     let path = Path::new(path);
     path != root
         && path.starts_with(root)

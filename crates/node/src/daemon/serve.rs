@@ -124,7 +124,6 @@ pub(crate) async fn run(config: Arc<NodeConfig>, stop: CancellationToken) -> Res
         }
     };
     let containerd = Containerd::connect(&config.containerd).await?;
-    leftover::sweep(&config, &containerd).await;
     let incoming = Incoming::new(Arc::clone(&config), containerd.clone());
     let (exports, fetched) = (Exports::default(), Fetched::default());
     let moves = Moves::new(Arc::clone(&config), containerd.clone(), keys.clone(), exports.clone());
@@ -132,6 +131,8 @@ pub(crate) async fn run(config: Arc<NodeConfig>, stop: CancellationToken) -> Res
     let streams = tcp("data_listen", config.data_listen).await?;
     let local = unix(&config.socket).await?;
     let images = unix(&images::socket(&config)).await?;
+    // Only now: another `dunlin node` that serves here would have its arriving moves swept away.
+    leftover::sweep(&config, &containerd).await;
     let images_failed = |reason| DaemonError::Socket { path: images::socket(&config), reason };
     let _images = images::start(images, Arc::clone(&config), keys.clone(), incoming.clone(), fetched.clone())
         .await

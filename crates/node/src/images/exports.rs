@@ -81,6 +81,11 @@ impl Exports {
         Exported { exports: self.clone(), session: session.into() }
     }
 
+    /// Whether the move leaves from here.
+    pub(crate) fn holds(&self, session: &str) -> bool {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).contains_key(session)
+    }
+
     /// Up to `length` bytes of an image from `offset` on, and the image's size. Blocks for one read of the disk.
     pub(crate) fn read(
         &self,

@@ -9,6 +9,8 @@
 //! The caller is not trusted with paths: it sends ids, kinds and bytes; every path is made here
 //! from this node's own configuration.
 
+mod admit;
+mod caller;
 pub(crate) mod incoming;
 pub(crate) mod leftover;
 pub(crate) mod preflight;

@@ -10,6 +10,7 @@ use futures::Stream;
 use protobuf::Message;
 use tonic::{Request, Response, Status};
 
+use super::caller::verified;
 use super::incoming::{Incoming, IncomingError};
 use super::preflight;
 use super::session::{Created, SessionError};
@@ -58,7 +59,7 @@ impl Peer for PeerService {
         &self,
         request: Request<PreflightRequest>,
     ) -> Result<Response<PreflightResponse>, Status> {
-        let request = request.into_inner();
+        let request = verified(request)?;
         let (nics, mismatches) = preflight::compare(&self.config, &self.containerd, &request)
             .await
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
@@ -66,7 +67,7 @@ impl Peer for PeerService {
     }
 
     async fn import(&self, request: Request<ImportRequest>) -> Result<Response<ImportResponse>, Status> {
-        let request = request.into_inner();
+        let request = verified(request)?;
         let facts = request.sandbox.ok_or_else(|| Status::invalid_argument("the request lacks `sandbox`"))?;
         let session =
             self.incoming.begin(&request.session, &request.from, facts, &request.streams).map_err(refused)?;
@@ -79,7 +80,7 @@ impl Peer for PeerService {
         &self,
         request: Request<SessionRequest>,
     ) -> Result<Response<CreateTasksResponse>, Status> {
-        let SessionRequest { session, from } = request.into_inner();
+        let SessionRequest { session, from } = verified(request)?;
         let arriving = self.incoming.find(&session, &from).map_err(refused)?;
         let created = arriving.create_tasks().await.map_err(failed);
         let fetched_bytes = self.fetched.take(&session);
@@ -91,7 +92,7 @@ impl Peer for PeerService {
         &self,
         request: Request<ReadImageRequest>,
     ) -> Result<Response<ReadImageResponse>, Status> {
-        let ReadImageRequest { session, from, digest, offset, length } = request.into_inner();
+        let ReadImageRequest { session, from, digest, offset, length } = verified(request)?;
         let exports = self.exports.clone();
         let reading =
             tokio::task::spawn_blocking(move || exports.read(&session, &from, &digest, offset, length));
@@ -107,14 +108,14 @@ impl Peer for PeerService {
     }
 
     async fn prepare(&self, request: Request<PrepareRequest>) -> Result<Response<Ack>, Status> {
-        let PrepareRequest { session, from, downtime_limit_ms } = request.into_inner();
+        let PrepareRequest { session, from, downtime_limit_ms } = verified(request)?;
         let session = self.incoming.find(&session, &from).map_err(refused)?;
         session.prepare(downtime_limit_ms).await.map_err(failed)?;
         Ok(Response::new(Ack {}))
     }
 
     async fn await_stream(&self, request: Request<AwaitStreamRequest>) -> Result<Response<Ack>, Status> {
-        let AwaitStreamRequest { session, from, stream } = request.into_inner();
+        let AwaitStreamRequest { session, from, stream } = verified(request)?;
         let session = self.incoming.find(&session, &from).map_err(refused)?;
         let stream: DataStream =
             stream.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
@@ -123,7 +124,7 @@ impl Peer for PeerService {
     }
 
     async fn transfer(&self, request: Request<TransferRequest>) -> Result<Response<Ack>, Status> {
-        let TransferRequest { session, from, timeout_ms } = request.into_inner();
+        let TransferRequest { session, from, timeout_ms } = verified(request)?;
         let session = self.incoming.find(&session, &from).map_err(refused)?;
         let timeout = if timeout_ms == 0 { TRANSFER } else { Duration::from_millis(timeout_ms) };
         session.transfer(timeout).await.map_err(failed)?;
@@ -131,8 +132,12 @@ impl Peer for PeerService {
     }
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Ack>, Status> {
-        let RunRequest { session, from, handoff_type, handoff } = request.into_inner();
-        let session = self.incoming.find(&session, &from).map_err(refused)?;
+        let RunRequest { session, from, handoff_type, handoff } = verified(request)?;
+        let session = match self.incoming.find(&session, &from) {
+            Ok(session) => session,
+            Err(IncomingError::Ran(_)) => return Ok(Response::new(Ack {})),
+            Err(error) => return Err(refused(error)),
+        };
         let handoff = (!handoff_type.is_empty()).then(|| Any {
             type_url: handoff_type,
             value: handoff,
@@ -143,7 +148,12 @@ impl Peer for PeerService {
     }
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
-        let AbortRequest { session, from, namespace, sandbox_id } = request.into_inner();
+        let AbortRequest { session, from, namespace, sandbox_id } = verified(request)?;
+        if self.exports.holds(&session) {
+            // The shim that knows it is a source: its machine is this host's until the move is committed.
+            let reason = format!("session {session} leaves from {}; it is cancelled here, with `dunlin cancel`", self.config.name);
+            return Err(Status::permission_denied(reason));
+        }
         let aborted = self.incoming.abort(&session, &from, &namespace, &sandbox_id).await.map_err(refused)?;
         Ok(Response::new(AbortResponse {
             stopped: aborted.stopped,
@@ -153,11 +163,11 @@ impl Peer for PeerService {
     }
 
     async fn cleanup(&self, request: Request<SessionRequest>) -> Result<Response<Ack>, Status> {
-        let SessionRequest { session, from } = request.into_inner();
+        let SessionRequest { session, from } = verified(request)?;
         match self.incoming.find(&session, &from) {
             Ok(session) => session.cleanup().await.map_err(failed)?,
             // Forgotten already: a repeated Cleanup has what it wants.
-            Err(IncomingError::Unknown(_)) => {}
+            Err(IncomingError::Unknown(_) | IncomingError::Ran(_)) => {}
             Err(error) => return Err(refused(error)),
         }
         Ok(Response::new(Ack {}))
@@ -166,7 +176,7 @@ impl Peer for PeerService {
     type WatchStream = Notifications;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Notifications>, Status> {
-        let WatchRequest { session, from, after_message_id } = request.into_inner();
+        let WatchRequest { session, from, after_message_id } = verified(request)?;
         let session = self.incoming.find(&session, &from).map_err(refused)?;
         let (shim, watching) = session.watch().map_err(failed)?;
         let receiver = shim.notifications(after_message_id).await.map_err(|error| failed(error.into()))?;
