@@ -17,6 +17,11 @@ PROGRAMS := -p dunlin-node -p dunlin-shim
 PACKAGES := qemu-system-x86 containerd erofs-utils e2fsprogs lz4 cpio kmod iproute2 busybox-static \
             protobuf-compiler gcc libc6-dev pkg-config ca-certificates curl containernetworking-plugins
 
+# A fresh machine may be busy with updates of its own, and a mirror may have a bad moment.
+APT    := -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5
+UPDATE := { for try in 1 2 3; do apt-get $(APT) update --error-on=any && break; sleep 10; done; }
+export CARGO_NET_RETRY ?= 10
+
 # rustup's default place, for a shell that has not read its profile yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
@@ -37,16 +42,16 @@ packages:
 	if (( $${#missing[@]} )); then \
 	    (( EUID == 0 )) || { echo "make: these packages are missing: $${missing[*]}; install them, or run make as root" >&2; exit 1; }; \
 	    export DEBIAN_FRONTEND=noninteractive; \
-	    install="apt-get install -y --no-install-recommends -o Dpkg::Use-Pty=0 -qq"; \
-	    apt-cache show "$${missing[@]}" >/dev/null 2>&1 || apt-get update -qq; \
-	    $$install "$${missing[@]}" >/dev/null || { apt-get update -qq; $$install "$${missing[@]}" >/dev/null; }; \
+	    install="apt-get install -y --no-install-recommends -o Dpkg::Use-Pty=0 $(APT)"; \
+	    apt-cache show "$${missing[@]}" >/dev/null 2>&1 || $(UPDATE); \
+	    $$install "$${missing[@]}" >/dev/null || { $(UPDATE); $$install "$${missing[@]}" >/dev/null; }; \
 	fi
 
 rust: packages
 	@if ! command -v cargo >/dev/null; then \
 	    echo "make: installing Rust with rustup into $$HOME/.cargo (Debian 12's own is too old)"; \
 	    at=$$(mktemp -d); trap 'rm -rf "$$at"' EXIT; \
-	    curl -sSf -o "$$at/rustup-init" $(RUSTUP) && chmod +x "$$at/rustup-init" && "$$at/rustup-init" -y -q --no-modify-path --profile minimal -c clippy -c rustfmt || \
+	    curl -sSf --retry 5 --retry-all-errors --connect-timeout 20 -o "$$at/rustup-init" $(RUSTUP) && chmod +x "$$at/rustup-init" && "$$at/rustup-init" -y -q --no-modify-path --profile minimal -c clippy -c rustfmt || \
 	    { echo "make: cargo is missing and rustup could not be had from $(RUSTUP); install Rust 1.95 or newer" >&2; exit 1; }; \
 	fi
 	@if [[ ! -d "$$(rustc --print sysroot)/lib/rustlib/$(MUSL)" ]]; then \
@@ -61,13 +66,13 @@ build: rust
 
 image: rust
 	cargo build -p dunlin-guest --target $(MUSL) --profile guest
-	@apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || [[ -f $(IMAGE)/.stamp ]] || apt-get update -qq
+	@apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || [[ -f $(IMAGE)/.stamp ]] || $(UPDATE)
 	image/build.sh $(IMAGE)
 
 # Debian's generic kernel, which has a 9P client: with it containers can use directories of the host.
 image-generic: rust
 	cargo build -p dunlin-guest --target $(MUSL) --profile guest
-	@apt-cache show linux-image-amd64 >/dev/null 2>&1 || [[ -f $(GENERIC)/.stamp ]] || apt-get update -qq
+	@apt-cache show linux-image-amd64 >/dev/null 2>&1 || [[ -f $(GENERIC)/.stamp ]] || $(UPDATE)
 	KERNEL=generic image/build.sh $(GENERIC)
 
 # --- what one runs -------------------------------------------------------------------------------
@@ -84,14 +89,22 @@ containerds: packages
 	@tests/containerd-roots.sh $(TARGET)/containerd
 .PHONY: containerds
 
+# Each step runs whatever became of the one before, so that one run tells all. Tests of one program run in turn:
+# many start machines or watch the clock, and there may be two processors.
+test: export RUST_TEST_THREADS := 1
+test: export DUNLIN_E2E := 1
+test: export DUNLIN_BIN_DIR := $(CURDIR)/$(BIN)
+test: export DUNLIN_IMAGE_DIR := $(CURDIR)/$(IMAGE)
+test: export DUNLIN_IMAGE := $(CURDIR)/$(IMAGE)
 test: root build image image-generic containerds
-	DUNLIN_E2E=1 DUNLIN_BIN_DIR=$(CURDIR)/$(BIN) DUNLIN_IMAGE_DIR=$(CURDIR)/$(IMAGE) cargo test --workspace --no-fail-fast
-	@# These need what a bare `cargo test` may not have: a built image, a containerd of their own. With the
-	@# whole workspace named, nothing is built again with other features.
-	DUNLIN_IMAGE=$(CURDIR)/$(IMAGE) cargo test --workspace --test boot -- --ignored
-	@# Host shares, with the kernel that has a client for them; the other cases have run with the other one.
-	DUNLIN_E2E=1 DUNLIN_BIN_DIR=$(CURDIR)/$(BIN) DUNLIN_IMAGE_DIR=$(CURDIR)/$(GENERIC) cargo test --workspace --test e2e -- shares
-	cargo test --workspace --bin dunlin -- --ignored containerd
+	@failed=(); step() { echo "make test: $$1"; shift; "$$@" || failed+=("$$*"); }; \
+	step "everything that needs no more than this, and end to end" cargo test --workspace --no-fail-fast; \
+	step "the guest's image, booted" cargo test --workspace --test boot -- --ignored; \
+	step "containers and pods in a containerd" cargo test --workspace --bin dunlin -- --ignored containerd; \
+	step "end to end, with the kernel that has a client for host shares" \
+	    env DUNLIN_IMAGE_DIR=$(CURDIR)/$(GENERIC) cargo test --workspace --test e2e -- shares; \
+	(( ! $${#failed[@]} )) || { printf 'make test: FAILED: %s\n' "$${failed[@]}" >&2; exit 1; }; \
+	echo "make test: everything passed"
 
 lint: rust
 	cargo fmt --all --check

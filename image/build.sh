@@ -76,7 +76,12 @@ if [ -f "$out/.stamp" ] && [ "$(cat "$out/.stamp")" = "$stamp" ] &&
 fi
 
 if [ ! -f "$deb" ]; then
-    (cd "$cache" && apt-get download "$package=$version" >&2) || fail "cannot download $package $version"
+    if ! (cd "$cache" && apt-get -o Acquire::Retries=5 download "$package=$version" >&2); then
+        # Debian drops the kernels of yesterday: what apt's lists name may be gone.
+        [ -z "${DUNLIN_LISTS_ARE_FRESH:-}" ] || fail "cannot download $package $version"
+        apt-get update -qq >&2 || fail "cannot download $package $version, nor update apt's lists"
+        DUNLIN_LISTS_ARE_FRESH=1 exec bash "$here/build.sh" "$out" "$guest"
+    fi
     [ -f "$deb" ] || fail "apt-get download left no $deb"
 fi
 tree=$cache/${package}_${version/:/%3a}
