@@ -8,6 +8,7 @@
 
 mod cri;
 mod disks;
+mod endings;
 mod movement;
 mod network;
 mod pods;
@@ -37,6 +38,7 @@ type Case = (&'static str, fn(&Lab));
 /// Cases that need the lab, in this order.
 const CASES: &[&[Case]] = &[
     surface::CASES,
+    endings::CASES,
     movement::CASES,
     refusals::CASES,
     rollback::CASES,

@@ -12,7 +12,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use tokio::sync::watch;
 
@@ -168,28 +167,39 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    // Not nix's calls: of a process that a real-time signal killed they only say EINVAL, and it would be found
+    // for ever.
     fn reap_one(&self) {
-        match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
-            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => self.reap(pid),
+        // SAFETY: an all-zero siginfo_t is a valid one.
+        let mut told: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: waitid fills `told`, which outlives the call.
+        let done = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut told, libc::WEXITED | libc::WNOWAIT) };
+        match Errno::result(done) {
+            // SAFETY: waitid succeeded, so the field of a child's end is the one that is filled.
+            Ok(_) => self.reap(unsafe { told.si_pid() }),
             Err(Errno::ECHILD) => {
                 // No child, hence nobody's orphan either, until one is started. The limit only
                 // guards against a child that was started behind the reaper's back.
                 let table = self.lock();
                 drop(self.started.wait_timeout(table, Duration::from_millis(200)));
             }
-            Ok(_) | Err(_) => {}
+            Err(_) => {}
         }
     }
 
-    fn reap(&self, pid: Pid) {
+    fn reap(&self, pid: i32) {
         let mut table = self.lock();
-        let exit = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, code)) => Exit::Code(code),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Exit::Signal(signal as i32),
+        let mut status = 0;
+        // SAFETY: waitpid writes one int, which outlives the call.
+        if unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } != pid {
             // Reaped by whoever started it while the lock was ours to wait for.
-            Ok(_) | Err(_) => return,
+            return;
+        }
+        let exit = match libc::WIFEXITED(status) {
+            true => Exit::Code(libc::WEXITSTATUS(status)),
+            false => Exit::Signal(libc::WTERMSIG(status)),
         };
-        match table.watched.remove(&pid.as_raw()) {
+        match table.watched.remove(&pid) {
             Some(sender) => drop(sender.send_replace(Some((exit, SystemTime::now())))),
             None => table.reaped_orphans += 1,
         }

@@ -84,10 +84,15 @@ async fn a_refusal_comes_back_with_its_reason() {
 }
 
 /// Stands for the helper: answers with the pid of a child that ends at once, and holds on to it.
-fn fake_helper(dir: &std::path::Path, body: &str) -> Client {
+async fn fake_helper(dir: &std::path::Path, body: &str) -> Client {
     use std::os::unix::fs::PermissionsExt;
-    let path = dir.join("helper");
-    std::fs::write(&path, format!("#!/bin/bash\nread -r -u 3 request\n{body}\n")).unwrap();
+    let (text, path) = (dir.join("helper.txt"), dir.join("helper"));
+    std::fs::write(&text, format!("#!/bin/bash\nread -r -u 3 request\n{body}\n")).unwrap();
+    // Copied by another process: a fork of this one, made while the file is open for writing, would
+    // make it "text file busy".
+    let mut copy = Command::new("cp");
+    let mut copied = reaper().spawn(copy.arg(&text).arg(&path)).unwrap();
+    assert_eq!(timeout(LIMIT, copied.wait()).await.unwrap(), Exit::Code(0));
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     Client::new(path, reaper())
 }
@@ -101,8 +106,9 @@ async fn an_exit_before_the_handover_is_not_missed() {
     let dir = tempfile::tempdir().unwrap();
     // A shell reaps its children itself; what it has become by the time of the exit does not.
     let script = r#"( sleep 0.2; exit 42 ) & pid=$!
-        exec python3 -c 'import os,sys,time; time.sleep(0.6); os.write(3, b"{\"process\":{\"pid\":%d}}\n" % int(sys.argv[1])); os.read(3, 1)' $pid"#;
-    let client = fake_helper(dir.path(), script);
+        exec perl -e 'select undef, undef, undef, 0.6; open my $to, "+<&=", 3 or die;
+            syswrite $to, "{\"process\":{\"pid\":$ARGV[0]}}\n"; sysread $to, my $end, 1' $pid"#;
+    let client = fake_helper(dir.path(), script).await;
     let (mut watched, master) =
         tokio::task::spawn_blocking(move || client.start_process(&create(), ProcessStdio::default(), None))
             .await
@@ -116,7 +122,7 @@ async fn an_exit_before_the_handover_is_not_missed() {
 async fn a_helper_that_dies_silently_is_noticed_though_its_socket_lives_on() {
     let dir = tempfile::tempdir().unwrap();
     // The sleeper keeps a copy of the control socket, as a parked container init does.
-    let client = fake_helper(dir.path(), "sleep 30 & echo $! >\"$0.pid\"; exit 1");
+    let client = fake_helper(dir.path(), "sleep 30 & echo $! >\"$0.pid\"; exit 1").await;
     let started = Instant::now();
     let error = tokio::task::spawn_blocking(move || {
         client.start_process(&create(), ProcessStdio::default(), None).map(drop)
@@ -129,4 +135,16 @@ async fn a_helper_that_dies_silently_is_noticed_though_its_socket_lives_on() {
     let pid: i32 = std::fs::read_to_string(dir.path().join("helper.pid")).unwrap().trim().parse().unwrap();
     // SAFETY: kill(2) takes no pointers; the pid is of the sleeper that this test has started.
     unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+#[tokio::test]
+async fn a_real_time_signal_is_an_end_too_and_hides_no_other() {
+    let reaper = reaper();
+    for signal in [libc::SIGRTMIN(), libc::SIGRTMAX()] {
+        let mut watched = reaper.spawn(&mut sh("exec sleep 100")).unwrap();
+        reaper.signal(&watched, signal).unwrap();
+        assert_eq!(timeout(LIMIT, watched.wait()).await.unwrap(), Exit::Signal(signal));
+    }
+    let mut next = reaper.spawn(&mut sh("exit 5")).unwrap();
+    assert_eq!(timeout(LIMIT, next.wait()).await.unwrap(), Exit::Code(5));
 }

@@ -72,6 +72,8 @@ impl Ledger {
             self.host.0 += 1;
             self.requests.clear();
             self.done.clear();
+            // The waits of a host that is gone go on until their processes end; they are not this one's.
+            self.running = 0;
             self.outgoing.retain(|outgoing| matches!(outgoing, Outgoing::Notification(_)));
         }
         (self.connection, self.host)
@@ -101,11 +103,11 @@ impl Ledger {
     }
 
     pub(super) fn finish(&mut self, host: HostGeneration, id: u64, answer: Bytes) {
-        self.running = self.running.saturating_sub(1);
         if host != self.host {
             debug!(id, "an answer to a host that is gone is dropped");
             return;
         }
+        self.running = self.running.saturating_sub(1);
         if self
             .requests
             .insert(id, Seen::Done(answer.clone()))
@@ -178,6 +180,22 @@ mod tests {
         ledger.finish(old, 2, answer("two"));
         assert_eq!(ledger.next(connection), Next::Idle);
         assert_eq!(ledger.admit(1), Admission::New);
+    }
+
+    #[test]
+    fn what_runs_for_hosts_that_are_gone_counts_no_more() {
+        let mut ledger = Ledger::default();
+        let (_, old) = ledger.begin(Some("a"));
+        for id in 0..RUNNING as u64 {
+            assert_eq!(ledger.admit(id), Admission::New);
+        }
+        assert_eq!(ledger.admit(RUNNING as u64), Admission::TooMany);
+        ledger.begin(Some("b"));
+        for id in 0..RUNNING as u64 {
+            assert_eq!(ledger.admit(id), Admission::New);
+        }
+        ledger.finish(old, 1, answer("late"));
+        assert_eq!(ledger.admit(RUNNING as u64), Admission::TooMany);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::create::{Sandbox, create, spawn};
 use super::error::ContainerError;
+use super::process::LAST_WORDS;
 use super::spec::{Role, fit_process};
 use super::{
     Config, Container, Containers, Ended, Ending, Phase, Process, Slot, blocking, bundle, lock, pid_number,
@@ -28,8 +29,6 @@ use crate::stdio::{Ports, ProcessIo, Relays};
 
 /// How long freezing may take before it is undone.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
-/// How long output may wait for the host after a container that was told to end has ended.
-const LAST_WORDS: Duration = Duration::from_secs(10);
 const EXEC_DIR: &str = "/run/dunlin/exec";
 
 /// A process to start.
@@ -277,6 +276,10 @@ impl Containers {
         let container = self.find(id)?;
         let process = container.process(pid)?;
         let signal = if signal == 0 { libc::SIGKILL } else { signal };
+        if signal == libc::SIGKILL {
+            // Also one that has ended already and is still being listened to.
+            process.kill_told();
+        }
         self.deliver(&container, process.watched(), signal)
     }
 

@@ -49,6 +49,9 @@ impl BootError {
     }
 }
 
+/// Open files of a process: the kernel's own bound (fs.nr_open).
+const FILES: u64 = 1 << 20;
+
 /// Runs in the initramfs; ends in the second stage or in a reboot.
 pub fn first_stage() -> ExitCode {
     let boot = || -> Result<Infallible, BootError> {
@@ -71,6 +74,7 @@ pub fn second_stage() -> ExitCode {
         mounts::late()?;
         crate::cgroup::tree::prepare().map_err(BootError::at("prepare the cgroup tree"))?;
         shield_from_oom();
+        raise_file_limit();
         if let Err(error) = loopback::bring_up() {
             tracing::warn!(%error, "loopback stays down");
         }
@@ -94,6 +98,15 @@ pub fn second_stage() -> ExitCode {
         Ok(Ok(())) => power_off(),
         Ok(Err(error)) => give_up(&error.to_string()),
         Err(_) => give_up("the guest's service panicked"),
+    }
+}
+
+/// What a container inherits whose spec names no limit: as under containerd's own service, not the kernel's 1024 of
+/// which a process can make 4096 at most.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES) {
+        tracing::warn!(%error, "the limit of open files stays the kernel's");
     }
 }
 

@@ -93,7 +93,7 @@ impl Bench {
     fn reaches(&self, init: &Init, address: &str) -> bool {
         let Ok(listener) = init.1.run(|| TcpListener::bind((address, 0))).unwrap() else { return false };
         let address = listener.local_addr().unwrap();
-        self.outside.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(3)).is_ok()).unwrap()
+        self.outside.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)).is_ok()).unwrap()
     }
 
     async fn in_own(&self, mac: &str) -> Option<Interface> {
@@ -215,7 +215,7 @@ async fn a_live_pod_gets_nics_that_are_still_being_plugged_in() {
     let started = Instant::now();
     let missing = bench.networks.add(&nic("c", "52-54-00-00-00-03", &[])).await.unwrap_err();
     assert!(matches!(missing, NetworkError::Missing { seconds: 5, .. }), "{missing}");
-    assert!((5..7).contains(&started.elapsed().as_secs()));
+    assert!(started.elapsed() >= Duration::from_secs(5));
     bench.networks.remove(&nic("c", "", &[])).await.unwrap();
 }
 

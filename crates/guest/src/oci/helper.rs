@@ -17,6 +17,9 @@ use super::{Answer, CONTROL_FD, Request, STATE_ROOT};
 
 /// Entry of `dunlin-guest oci`: serves the one request on [`CONTROL_FD`].
 pub fn run() -> ExitCode {
+    // Rust's runtime ignores it, and what is ignored stays so through exec: no `yes | head` would end.
+    // SAFETY: the default action is no handler; no other thread runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     crate::log::to_kmsg_only("dunlin-oci");
     match serve() {
         Ok(()) => ExitCode::SUCCESS,

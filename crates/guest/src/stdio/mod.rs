@@ -163,8 +163,8 @@ impl Relays {
 
     /// Waits until the host has all output, or the relays were told to stop.
     pub async fn drained(&mut self) {
-        for output in self.outputs.drain(..) {
-            if let Err(error) = output.task.await {
+        for output in &mut self.outputs {
+            if let Err(error) = (&mut output.task).await {
                 tracing::error!(%error, "an output relay ended early");
             }
         }
