@@ -13,8 +13,8 @@ use crate::saved;
 
 /// Largest encoded handoff, bytes.
 pub const HANDOFF_MAX: usize = <saved::Handoff as Payload>::CAP;
-/// Most input that one process may have pending, bytes.
-pub const PENDING_MAX: usize = 256 << 10;
+/// Most input that one process may have pending, bytes: what a sender keeps, and a full FIFO or two behind it.
+pub const PENDING_MAX: usize = 512 << 10;
 /// Most processes of one handoff.
 pub const HANDOFF_PROCESSES_MAX: usize = 1 << 14;
 /// Most bytes of frames for the network cards of one handoff.

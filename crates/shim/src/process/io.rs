@@ -1,16 +1,22 @@
 //! A process's stdio on this host: containerd's FIFOs and files.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::future::Future;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
+use tokio::time::{Sleep, sleep};
+
+/// Until a full disk is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Where containerd wants a process's streams. Empty: not connected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,12 +58,23 @@ impl Stdio {
     }
 }
 
-/// What takes a process's output on this host.
+/// What takes a process's output on this host. It never fails: a process whose output could not be handed on
+/// would block, and its exit never be told. A full disk is waited for; what is broken for good takes all and keeps
+/// nothing, and says so.
 #[derive(Debug)]
-pub(crate) enum Sink {
+pub(crate) struct Sink {
+    to: Target,
+    /// Until it is tried again.
+    retry: Option<Pin<Box<Sleep>>>,
+    complained: bool,
+}
+
+#[derive(Debug)]
+enum Target {
     Fifo(pipe::Sender),
     /// Appended to. Writes go to the page cache: they are as quick as a copy.
     File(File),
+    Nowhere,
 }
 
 impl Sink {
@@ -68,26 +85,52 @@ impl Sink {
         }
         let failed = |source| IoError::Open { stream, uri: uri.to_owned(), source };
         let path = path_of(stream, uri)?;
+        let sink = |to| Ok(Some(Sink { to, retry: None, complained: false }));
         if path.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
             // Open for reading too: a reader that comes and goes is nobody's end of file.
             let sender = pipe::OpenOptions::new().read_write(true).open_sender(&path).map_err(failed)?;
-            return Ok(Some(Sink::Fifo(sender)));
+            return sink(Target::Fifo(sender));
         }
-        if let Some(parent) = path.parent() {
+        // A log is made. A FIFO that is gone is not: what would be in its place, nobody reads or removes.
+        let is_log = uri.starts_with("file://");
+        if let Some(parent) = path.parent().filter(|_| is_log) {
             std::fs::create_dir_all(parent).map_err(failed)?;
         }
-        let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&path).map_err(failed)?;
-        Ok(Some(Sink::File(file)))
+        let file = OpenOptions::new().create(is_log).append(true).mode(0o640).open(&path).map_err(failed)?;
+        sink(Target::File(file))
     }
-}
 
-impl Sink {
     /// The FIFO once more, when it is one: what is in it lives as long as somebody has it open.
     pub(crate) fn fifo(&self) -> Option<File> {
-        match self {
-            Sink::Fifo(sender) => sender.as_fd().try_clone_to_owned().ok().map(File::from),
-            Sink::File(_) => None,
+        match &self.to {
+            Target::Fifo(sender) => sender.as_fd().try_clone_to_owned().ok().map(File::from),
+            Target::File(_) | Target::Nowhere => None,
         }
+    }
+
+    /// What becomes of a piece that could not be written.
+    fn failed(
+        &mut self,
+        error: &io::Error,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let passes = matches!(error.kind(), StorageFull | QuotaExceeded);
+        if !self.complained {
+            self.complained = true;
+            let what = if passes { "waited for" } else { "thrown away" };
+            tracing::warn!(%error, "a process's output cannot be written and is {what}");
+        }
+        if !passes {
+            self.to = Target::Nowhere;
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let mut retry = Box::pin(sleep(RETRY));
+        // It has just begun; this leaves word whom to wake.
+        let _ = retry.as_mut().poll(context);
+        self.retry = Some(retry);
+        Poll::Pending
     }
 }
 
@@ -96,24 +139,40 @@ impl AsyncWrite for Sink {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        match &mut *self {
-            Sink::Fifo(sender) => Pin::new(sender).poll_write(context, bytes),
-            Sink::File(file) => Poll::Ready(file.write(bytes)),
+    ) -> Poll<io::Result<usize>> {
+        if let Some(retry) = &mut self.retry {
+            ready!(retry.as_mut().poll(context));
+            self.retry = None;
+        }
+        let written = match &mut self.to {
+            Target::Fifo(sender) => ready!(Pin::new(sender).poll_write(context, bytes)),
+            Target::File(file) => file.write(bytes),
+            Target::Nowhere => Ok(bytes.len()),
+        };
+        match written {
+            Ok(written) => {
+                self.complained &= matches!(self.to, Target::Nowhere);
+                Poll::Ready(Ok(written))
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Err(error) => self.failed(&error, context, bytes),
         }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match &mut *self {
-            Sink::Fifo(sender) => Pin::new(sender).poll_flush(context),
-            Sink::File(file) => Poll::Ready(file.flush()),
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.to {
+            Target::Fifo(sender) => Pin::new(sender).poll_flush(context),
+            Target::File(_) | Target::Nowhere => Poll::Ready(Ok(())),
         }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match &mut *self {
-            Sink::Fifo(sender) => Pin::new(sender).poll_shutdown(context),
-            Sink::File(_) => Poll::Ready(Ok(())),
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.to {
+            Target::Fifo(sender) => Pin::new(sender).poll_shutdown(context),
+            Target::File(_) | Target::Nowhere => Poll::Ready(Ok(())),
         }
     }
 }
@@ -167,6 +226,30 @@ mod tests {
         }
         let text = std::fs::read_to_string(directory.path().join("logs/c.log")).unwrap();
         assert_eq!(text, "one\ntwo\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_disk_is_waited_for_and_a_broken_one_takes_all() {
+        let to = |path: &str| {
+            let file = File::options().append(true).open(path).unwrap();
+            Sink { to: Target::File(file), retry: None, complained: false }
+        };
+        let mut full = to("/dev/full");
+        tokio::time::timeout(Duration::from_secs(60), full.write_all(b"kept")).await.unwrap_err();
+        full.to = Target::File(tempfile::tempfile().unwrap());
+        full.write_all(b"kept").await.unwrap();
+        // Open for reading only: EBADF, which no time mends.
+        let mut broken = Sink { to: Target::File(File::open("/dev/null").unwrap()), ..full };
+        broken.write_all(b"lost").await.unwrap();
+        assert!(matches!(broken.to, Target::Nowhere));
+    }
+
+    #[test]
+    fn a_fifo_that_is_gone_is_not_made_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let gone = directory.path().join("stdout").display().to_string();
+        assert!(matches!(Sink::open("stdout", &gone), Err(IoError::Open { .. })));
+        assert!(!directory.path().join("stdout").exists());
     }
 
     #[test]

@@ -81,6 +81,10 @@ impl Sandbox {
             let state = container.state.name();
             return Err(SandboxError::State { id: id.to_owned(), action: "start", state });
         }
+        // What joins a frozen cgroup freezes before it can say that it started.
+        if container.paused {
+            return Err(SandboxError::State { id: id.to_owned(), action: "start", state: "paused" });
+        }
         let guest_id = container.guest_id.clone();
         let process = inner.process_mut(id, exec_id)?;
         process.begin()?;

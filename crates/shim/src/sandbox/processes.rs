@@ -13,6 +13,8 @@ use crate::process::{self, Exit, Process};
 use crate::vm::stats;
 
 const SIGKILL: u32 = 9;
+/// Between two looks at whether the guest still stands still for a move.
+const BLACKOUT_LOOK: std::time::Duration = std::time::Duration::from_millis(20);
 
 impl Sandbox {
     /// Adds an exec; it starts with Start. `spec`: its OCI process, JSON.
@@ -156,10 +158,21 @@ impl Sandbox {
     }
 
     /// No more input comes from containerd's side.
-    pub(crate) fn close_stdin(&self, id: &str, exec_id: &str) -> Result<(), SandboxError> {
-        let mut inner = self.inner();
-        inner.process_mut(id, exec_id)?.close_stdin();
-        Ok(())
+    pub(crate) async fn close_stdin(&self, id: &str, exec_id: &str) -> Result<(), SandboxError> {
+        loop {
+            {
+                let mut inner = self.inner();
+                if let Machine::MovedAway { session } = &inner.machine {
+                    return Err(SandboxError::MovedAway { id: id.to_owned(), session: session.clone() });
+                }
+                // At the pause the streams' positions are sealed: what is closed afterwards would be closed here alone.
+                if !inner.blackout {
+                    inner.process_mut(id, exec_id)?.close_stdin();
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(BLACKOUT_LOOK).await;
+        }
     }
 
     pub(crate) async fn pause(&self, id: &str) -> Result<(), SandboxError> {

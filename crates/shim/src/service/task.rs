@@ -147,7 +147,7 @@ impl Task for TaskService {
 
     async fn close_io(&self, _: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<Empty> {
         if req.stdin {
-            answer("CloseIO", &req.id, self.sandbox.close_stdin(&req.id, &req.exec_id))?;
+            answer("CloseIO", &req.id, self.sandbox.close_stdin(&req.id, &req.exec_id).await)?;
         }
         Ok(Empty::default())
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::guest::asked;
 use super::{Vm, VmError};
-use crate::process::io::{Ports, Sink, Source, Stdio};
+use crate::process::io::{IoError, Ports, Sink, Source, Stdio};
 use crate::process::streams::{Output, Streams};
 
 /// A process that was started in the guest.
@@ -48,6 +48,22 @@ impl Ends {
             stdout: Sink::open("stdout", &stdio.stdout)?,
             stderr: Sink::open("stderr", &stdio.stderr)?,
         })
+    }
+
+    /// Of a process that runs: a stream that cannot be opened is none, so that the others go on and its writer
+    /// does not block for ever.
+    fn open_each(stdio: &Stdio) -> Ends {
+        fn or_none<T>(opened: Result<Option<T>, IoError>) -> Option<T> {
+            opened.unwrap_or_else(|error| {
+                tracing::error!(%error, "a stream of a running process leads nowhere");
+                None
+            })
+        }
+        Ends {
+            stdin: or_none(Source::open(&stdio.stdin)),
+            stdout: or_none(Sink::open("stdout", &stdio.stdout)),
+            stderr: or_none(Sink::open("stderr", &stdio.stderr)),
+        }
     }
 }
 
@@ -129,7 +145,7 @@ impl Vm {
         ports: Ports,
         positions: StreamPositions,
     ) -> Result<Streams, VmError> {
-        self.relay(Ends::open(stdio)?, ports, Begin::at(positions))
+        self.relay(Ends::open_each(stdio), ports, Begin::at(positions))
     }
 
     /// Whether the guest's streams can be resumed at any byte. A machine that was received is our guest's: only such
