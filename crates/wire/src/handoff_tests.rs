@@ -67,7 +67,7 @@ fn what_contradicts_itself_is_refused_by_name() {
     refused(&["handoff.processes[1].exec_id", "identifier"], |message| {
         message.processes[1].exec_id = "a/b".into();
     });
-    refused(&["handoff.processes[0].stdin.pending", "262145", "262144"], |message| {
+    refused(&["handoff.processes[0].stdin.pending", "524289", "524288"], |message| {
         message.processes[0].stdin.as_mut().unwrap().pending = vec![0; PENDING_MAX + 1];
     });
     refused(&["handoff.processes[0].stdin", "beyond"], |message| {

@@ -83,12 +83,15 @@ impl Streams {
         }
     }
 
-    /// Stops every stream and tells where it stands; what the input FIFO still holds is taken along.
-    pub(crate) fn hold(&self, stdin_closed: bool) -> StreamPositions {
+    /// Stops every stream and tells where it stands; what the input FIFO still holds is taken along. None: its writers
+    /// could not be kept out, so what they write now would be lost; all is stopped nevertheless.
+    pub(crate) fn hold(&self, stdin_closed: bool) -> Option<StreamPositions> {
+        let mut whole = true;
         let stdin = self.stdin.as_ref().map(|sender| {
             // Read again below, with what the FIFO holds.
             let _ = sender.hold();
-            let rest = self.rest_of_input();
+            let mut rest = Vec::new();
+            whole = self.rest_of_input(&mut rest);
             sender.append(&rest);
             let position = sender.position();
             InputPosition {
@@ -97,32 +100,24 @@ impl Streams {
                 closed: stdin_closed || position.source_ended,
             }
         });
-        StreamPositions {
-            stdout: self.stdout.as_ref().and_then(Resume::hold),
-            stderr: self.stderr.as_ref().and_then(Resume::hold),
-            stdin,
-        }
+        let (stdout, stderr) =
+            (self.stdout.as_ref().and_then(Resume::hold), self.stderr.as_ref().and_then(Resume::hold));
+        whole.then_some(StreamPositions { stdout, stderr, stdin })
     }
 
-    /// What the input FIFO holds; from now on it takes no more.
-    fn rest_of_input(&self) -> Vec<u8> {
-        let mut rest = Vec::new();
-        let Some(mut fifo) = self.stdin_rest.as_ref() else { return rest };
+    /// What the input FIFO holds; from now on it takes no more. False when it may.
+    fn rest_of_input(&self, rest: &mut Vec<u8>) -> bool {
+        let Some(mut fifo) = self.stdin_rest.as_ref() else { return true };
         match &self.stdin_kept {
             Some(write_end) => {
-                let mut dam = self.dam.lock().unwrap_or_else(PoisonError::into_inner);
-                if !dam.close(fifo, write_end, &mut rest) {
-                    tracing::warn!(
-                        "input keeps coming in while it is held; what comes now may be lost in the move"
-                    );
-                }
+                self.dam.lock().unwrap_or_else(PoisonError::into_inner).close(fifo, write_end, rest)
             }
             // Its end was told: non-blocking, it ends with "would block", or with 0 when every writer is gone.
             None => {
-                let _ = fifo.read_to_end(&mut rest);
+                let _ = fifo.read_to_end(rest);
+                true
             }
         }
-        rest
     }
 
     /// The streams go on here. Repeats do nothing.

@@ -165,6 +165,7 @@ struct Made {
     at: SystemTime,
     bundle: PathBuf,
     options: Option<Any>,
+    annotations: HashMap<String, String>,
     netns_path: String,
     /// The host's, with what the sandbox's annotations change.
     config: Config,
@@ -218,6 +219,12 @@ impl Record {
         });
     }
 
+    /// What CreateSandbox said of the sandbox; empty without one.
+    pub(crate) fn annotations(&self) -> BTreeMap<String, String> {
+        let made = self.made();
+        made.iter().flat_map(|made| made.annotations.clone()).collect()
+    }
+
     fn made(&self) -> MutexGuard<'_, Option<Made>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -261,6 +268,7 @@ impl Sandbox {
             at: SystemTime::now(),
             bundle: new.bundle,
             options: new.options,
+            annotations,
             netns_path: new.netns_path,
             config,
             stopped: false,

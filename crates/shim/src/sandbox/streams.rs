@@ -11,7 +11,7 @@ impl Sandbox {
     /// Source, at the guest's pause: from here on no byte is handed on or read. Err: why the streams cannot go along;
     /// they stand still all the same, until [`Sandbox::release_streams`].
     pub(crate) fn hold_streams(&self) -> Result<Any, String> {
-        let handoff = self.inner().hold_streams();
+        let handoff = self.inner().hold_streams()?;
         handoff.seal().map_err(|error| format!("standard streams: {error}"))
     }
 
@@ -36,8 +36,9 @@ impl Inner {
         }
     }
 
-    fn hold_streams(&self) -> Handoff {
-        let mut handoff = Handoff::default();
+    /// All are held in any case.
+    fn hold_streams(&self) -> Result<Handoff, String> {
+        let (mut handoff, mut flooded) = (Handoff::default(), None);
         for container in self.containers.values() {
             let Ok(guest_id) = ContainerId::new(container.guest_id.clone()) else { continue };
             for (exec, process) in &container.processes {
@@ -46,10 +47,19 @@ impl Inner {
                 }
                 let Some(streams) = process.streams() else { continue };
                 let key = HandoffKey { container: guest_id.clone(), exec: exec.clone() };
-                handoff.processes.insert(key, streams.hold(process.stdin_closed));
+                match streams.hold(process.stdin_closed) {
+                    Some(positions) => drop(handoff.processes.insert(key, positions)),
+                    None => flooded = Some(format!("container {}, exec {exec:?}", container.id)),
+                }
             }
         }
-        handoff
+        match flooded {
+            None => Ok(handoff),
+            Some(of) => Err(format!(
+                "{of}: its clients write input faster than it can be kept out, and some would be lost; move again when \
+                 they write less"
+            )),
+        }
     }
 }
 

@@ -137,6 +137,12 @@ impl Vm {
         Ok(Started { pid: pid.0, ports, streams })
     }
 
+    /// Ports for streams of a process that is not started yet: they say on another host which ones it wants.
+    pub(crate) fn set_aside(&self, stdio: &Stdio) -> Ports {
+        let port = |uri: &str| (!uri.is_empty()).then(|| self.next_port.fetch_add(1, Ordering::Relaxed));
+        Ports { stdin: port(&stdio.stdin), stdout: port(&stdio.stdout), stderr: port(&stdio.stderr) }
+    }
+
     /// Connects a process that runs already, on the ports that its guest knows, where its streams stood. What is
     /// not known goes on after what was acknowledged to the guest.
     pub(crate) fn reconnect(
@@ -148,9 +154,9 @@ impl Vm {
         self.relay(Ends::open_each(stdio), ports, Begin::at(positions))
     }
 
-    /// Whether the guest's streams can be resumed at any byte. A machine that was received is our guest's: only such
-    /// ones are sent.
-    fn resumable(&self) -> bool {
+    /// Whether the guest's streams can be resumed at any byte. A machine that was received is such a guest's: no other
+    /// is sent.
+    pub(crate) fn resumable(&self) -> bool {
         self.bridge.capabilities().is_none_or(|capabilities| capabilities.speaks_dunlin())
     }
 

@@ -92,6 +92,14 @@ impl Sandbox {
         // Everything is asked first: a refused export leaves nothing frozen.
         check_all(&inner)?;
         check_plugged(&inner, &vm)?;
+        if !vm.resumable() {
+            return Err(Refusal::precondition(
+                "the guest's agent is not Dunlin's: it cannot carry streams on from where they stand on another host; \
+                 make the sandbox again with Dunlin's initramfs",
+            ));
+        }
+        // Before the next free port is told.
+        let pods = tree::save_pods(&inner, &|stdio| vm.set_aside(stdio))?;
         let document = serde_json::to_vec(&vm.present_document())
             .map_err(|error| Refusal::unknown(format!("vm.document: {error}")))?;
         let machine = SavedVm {
@@ -113,7 +121,7 @@ impl Sandbox {
             vpci: self.devices.save().map_err(|error| Refusal::precondition(error.to_string()))?,
             plan9: self.shares.save().map_err(|error| Refusal::precondition(error.to_string()))?,
         };
-        let tree = SavedTree { vm: machine, pods: tree::save_pods(&inner)? };
+        let tree = SavedTree { vm: machine, pods };
         // Sealing checks what an import would.
         let config = tree.seal().map_err(|error| Refusal::unknown(error.to_string()))?;
         let sandbox_state = self.sandbox_state(&inner, &vm)?;
@@ -134,12 +142,18 @@ impl Sandbox {
 
     fn sandbox_state(&self, inner: &Inner, vm: &Vm) -> Result<Any, Refusal> {
         let pods = inner.pods.values().map(|pod| state::pod(inner, pod)).collect::<Result<Vec<_>, _>>()?;
-        let annotations = inner.pods.get(&self.id).and_then(|pod| inner.containers.get(&pod.id));
+        // CRI may have renamed it on the way here; the guest has not.
+        let own = inner.pods.values().find(|pod| pod.guest_id == self.id);
+        let own = own.and_then(|pod| inner.containers.get(&pod.id));
+        let annotations = match own {
+            Some(container) => container.annotations.clone(),
+            None => self.api.annotations(),
+        };
         let state = SandboxState {
             namespace: self.namespace.clone(),
             sandbox_id: SandboxId::new(self.id.clone())?,
             runtime: bundle::RUNTIME.to_owned(),
-            annotations: annotations.map(|container| container.annotations.clone()).unwrap_or_default(),
+            annotations,
             memory_mib: vm.document.memory_mib,
             vcpus: vm.document.vcpus,
             machine: vm.document.machine.clone(),
@@ -162,6 +176,7 @@ impl Sandbox {
         document.validate().map_err(|error| Refusal::invalid(format!("vm.document: {error}")))?;
         self.check_compat(&tree.vm.compat, &document).await?;
         check_nics(&tree, &document)?;
+        check_options(&tree)?;
 
         let scsi = scsi::import(&tree.vm.scsi)?;
         let mut pods = BTreeMap::new();
@@ -239,6 +254,24 @@ impl Sandbox {
             .map(ToString::to_string)
             .collect();
         if refused.is_empty() { Ok(()) } else { Err(Refusal::precondition(refused.join("; "))) }
+    }
+}
+
+/// What was promised on the source and cannot be kept here.
+fn check_options(tree: &SavedTree) -> Result<(), Refusal> {
+    let options = &tree.vm.options;
+    let encrypted = tree.vm.scsi.disks.values().any(|disk| disk.mounts.values().any(|mount| mount.encrypted));
+    let promised = [
+        ("confidential", options.confidential.is_some()),
+        ("scratch_encryption", options.scratch_encryption || encrypted),
+        ("policy_based_routing", options.policy_based_routing),
+        ("fully_physically_backed", options.fully_physically_backed),
+    ];
+    match promised.into_iter().find(|(_, asked)| *asked) {
+        None => Ok(()),
+        Some((option, _)) => Err(Refusal::precondition(format!(
+            "vm.options.{option}: this version of Dunlin cannot give a machine that; move it to a host that can"
+        ))),
     }
 }
 

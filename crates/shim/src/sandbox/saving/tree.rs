@@ -20,8 +20,11 @@ use crate::process::{self, Exit, Process};
 use crate::sandbox::Inner;
 use crate::service::status::{time, timestamp};
 
+/// Ports for a process that has none yet.
+type SetAside<'a> = &'a dyn Fn(&Stdio) -> Ports;
+
 /// Every pod, its sandbox container first.
-pub(super) fn save_pods(inner: &Inner) -> Result<Vec<SavedPod>, Refusal> {
+pub(super) fn save_pods(inner: &Inner, set_aside: SetAside<'_>) -> Result<Vec<SavedPod>, Refusal> {
     let saved = inner.pods.values().map(|pod| {
         let mut members: Vec<&Container> =
             inner.containers.values().filter(|container| container.pod == pod.id).collect();
@@ -30,13 +33,16 @@ pub(super) fn save_pods(inner: &Inner) -> Result<Vec<SavedPod>, Refusal> {
             pod_id: SandboxId::new(pod.id.clone())?,
             guest_pod_id: SandboxId::new(pod.guest_id.clone())?,
             network: pod.network.save(),
-            containers: members.into_iter().map(save_container).collect::<Result<_, _>>()?,
+            containers: members
+                .into_iter()
+                .map(|container| save_container(container, set_aside))
+                .collect::<Result<_, _>>()?,
         })
     });
     saved.collect()
 }
 
-fn save_container(container: &Container) -> Result<SavedContainer, Refusal> {
+fn save_container(container: &Container, set_aside: SetAside<'_>) -> Result<SavedContainer, Refusal> {
     let layer = |disk: &DiskRef| SavedLayer {
         reservation: disk.reservation.clone(),
         guest_path: disk.guest_path.clone(),
@@ -45,9 +51,9 @@ fn save_container(container: &Container) -> Result<SavedContainer, Refusal> {
     let mut execs = BTreeMap::new();
     for (exec_id, process) in &container.processes {
         if exec_id == INIT {
-            init = Some(save_process(process)?);
+            init = Some(save_process(process, set_aside)?);
         } else {
-            execs.insert(ExecId::new(exec_id.clone())?, save_process(process)?);
+            execs.insert(ExecId::new(exec_id.clone())?, save_process(process, set_aside)?);
         }
     }
     let init = init.ok_or_else(|| Refusal::unknown(format!("container {}: it has no init", container.id)))?;
@@ -76,7 +82,7 @@ fn save_container(container: &Container) -> Result<SavedContainer, Refusal> {
     })
 }
 
-fn save_process(process: &Process) -> Result<SavedProcess, Refusal> {
+fn save_process(process: &Process, set_aside: SetAside<'_>) -> Result<SavedProcess, Refusal> {
     let pid = (process.pid() != 0).then_some(GuestPid(process.pid()));
     let stage = match (process.state(), pid, process.ended()) {
         (process::State::Running, Some(pid), _) => ProcessStage::Running(pid),
@@ -89,15 +95,19 @@ fn save_process(process: &Process) -> Result<SavedProcess, Refusal> {
     };
     let spec = process.spec.as_ref().map(serde_json::to_vec).transpose();
     let port = |port: Option<u32>| port.map(StdioPort);
+    let ports = match stage {
+        ProcessStage::NotCreated => set_aside(&process.stdio),
+        ProcessStage::Created(_) | ProcessStage::Running(_) | ProcessStage::Terminated(..) => process.ports,
+    };
     Ok(SavedProcess {
         stage,
         bundle: process.bundle.display().to_string(),
         oci_process: spec
             .map_err(|error| Refusal::unknown(format!("process {:?}: {error}", process.exec_id)))?
             .unwrap_or_default(),
-        stdin: port(process.ports.stdin),
-        stdout: port(process.ports.stdout),
-        stderr: port(process.ports.stderr),
+        stdin: port(ports.stdin),
+        stdout: port(ports.stdout),
+        stderr: port(ports.stderr),
         terminal: process.stdio.terminal,
         stdin_closed: process.stdin_closed,
         io_retry_timeout: None,
@@ -202,21 +212,34 @@ mod tests {
     use crate::process::streams::Streams;
 
     #[test]
+    fn a_process_that_is_not_started_says_which_streams_it_wants() {
+        let stdio = Stdio { stdout: "/run/x".into(), ..Stdio::default() };
+        let process = Process::new("e1".into(), "/b".into(), stdio, Some(serde_json::json!({"args": []})));
+        let set_aside =
+            |stdio: &Stdio| Ports { stdout: (!stdio.stdout.is_empty()).then_some(9), ..Ports::default() };
+        let again = import_process("e1", &save_process(&process, &set_aside).unwrap()).unwrap();
+        assert_eq!(again.state(), process::State::Created);
+        assert_eq!(again.ports, Ports { stdout: Some(9), ..Ports::default() });
+        assert_eq!(process.ports, Ports::default(), "here it gets its own when it starts");
+    }
+
+    #[test]
     fn a_process_comes_back_as_it_was_saved() {
+        let none = |_: &Stdio| Ports::default();
         let mut process =
             Process::new("e1".into(), "/b".into(), Stdio::default(), Some(serde_json::json!({"args": []})));
         let ports = Ports { stdin: None, stdout: Some(7), stderr: Some(8) };
         process.begin().unwrap();
         process.started(42, ports, Streams::default()).unwrap();
         process.stdin_closed = true;
-        let again = import_process("e1", &save_process(&process).unwrap()).unwrap();
+        let again = import_process("e1", &save_process(&process, &none).unwrap()).unwrap();
         assert_eq!(
             (again.state(), again.pid(), again.ports, again.spec, again.stdin_closed),
             (process::State::Running, 42, ports, process.spec.clone(), true)
         );
         let exit = Exit { code: 3, at: SystemTime::UNIX_EPOCH + Duration::from_nanos(1_500_000_001) };
         process.terminate(exit);
-        let again = import_process("e1", &save_process(&process).unwrap()).unwrap();
+        let again = import_process("e1", &save_process(&process, &none).unwrap()).unwrap();
         assert_eq!((again.state(), again.ended()), (process::State::Terminated, Some(exit)));
     }
 }
