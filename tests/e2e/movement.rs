@@ -134,13 +134,13 @@ fn five_round_trips_under_load(lab: &Lab) {
 }
 
 fn the_exit_code_is_told_on_the_destination(lab: &Lab) {
-    let container = Container::start(lab, Host::A, "m-exit", &["/bin/counter", "1500", "42"]);
+    let container = Container::start(lab, Host::A, "m-exit", &["/bin/counter", "3000", "42"]);
     container.await_lines(Host::A, 20, SOON);
     lab.migrate(Host::A, "m-exit", "b").ok();
-    assert!(container.counted(Host::B).last < 1500, "it ended before it was moved: this proves nothing");
-    container.await_state(Host::B, "STOPPED", Duration::from_secs(60));
+    assert!(container.counted(Host::B).last < 3000, "it ended before it was moved: this proves nothing");
+    container.await_state(Host::B, "STOPPED", Duration::from_secs(180));
     let counted = count(&(container.log(Host::A) + &container.log(Host::B)));
-    assert_eq!((counted.last, counted.missing.len()), (1500, 0), "{counted:?}");
+    assert_eq!((counted.last, counted.missing.len()), (3000, 0), "{counted:?}");
     let removed = lab.ctr(Host::B, &["task", "rm", "m-exit"]);
     assert!(format!("{}{}{}", removed.code, removed.stdout, removed.stderr).contains("42"), "{removed:?}");
     lab.ctr(Host::B, &["containers", "rm", "m-exit"]).ok();

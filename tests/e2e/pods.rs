@@ -30,12 +30,12 @@ const SECOND_POD: &[(&str, &str)] = &[
 ];
 /// Between two lines of 5 to 12 KiB.
 const PAUSE: u32 = 150;
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(120);
 const FEED: Duration = Duration::from_millis(150);
 
 /// Moves in one run: there and back, as many times as the whole test run can bear.
 fn moves() -> u32 {
-    env::var("DUNLIN_MOVES").ok().and_then(|moves| moves.parse().ok()).unwrap_or(6)
+    env::var("DUNLIN_MOVES").ok().and_then(|moves| moves.parse().ok()).unwrap_or(20)
 }
 
 fn chatty(tag: &str, code: u32) -> Work {
@@ -252,7 +252,7 @@ fn a_cancelled_move_costs_no_byte_and_no_exit(lab: &Lab) {
         let (since, slow) = (SystemTime::now(), SlowNetwork::new());
         let child = move_in_transfer(lab, "p1");
         lab.on(Host::A, &["dunlin", "cancel", "p1"]).ok();
-        let run = Run::finish(child, "dunlin migrate", SOON * 4);
+        let run = Run::finish(child, "dunlin migrate", SOON * 2);
         drop(slow);
         run.fails_naming(&["cancel"]);
         pods.turned_back(since);

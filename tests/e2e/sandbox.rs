@@ -48,11 +48,13 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 const SOON: Duration = Duration::from_secs(20);
+/// A sandbox has ended by then, with all that its move or its end takes.
+const END: Duration = Duration::from_secs(180);
 /// Nothing would have come by then that should not.
 const MOMENT: Duration = Duration::from_millis(300);
 
 fn context() -> Context {
-    with_timeout(Duration::from_secs(60).as_nanos().try_into().expect("fits"))
+    with_timeout(Duration::from_secs(240).as_nanos().try_into().expect("fits"))
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -174,7 +176,7 @@ impl<'a> Shim<'a> {
 }
 
 async fn ended(wait: JoinHandle<Result<WaitSandboxResponse, Error>>) -> u32 {
-    let ended = tokio::time::timeout(SOON, wait).await.expect("WaitSandbox hangs").expect("no panic");
+    let ended = tokio::time::timeout(END, wait).await.expect("WaitSandbox hangs").expect("no panic");
     let ended = ended.expect("WaitSandbox answers");
     assert!(ended.exited_at.seconds > 0, "{ended:?}");
     ended.exit_status

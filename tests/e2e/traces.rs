@@ -16,7 +16,7 @@ pub(crate) const NOT_ROOT: &str = "traces::root_is_asked_for";
 pub(crate) const DOWN: &str = "traces::down_leaves_nothing";
 pub(crate) const NAMES: &[&str] = &[KILLED_UP, NOT_ROOT, DOWN];
 
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(60);
 
 fn lab(programs: &Programs, dir: &Path, arguments: &[&str]) -> Command {
     let mut command = programs.dunlin();

@@ -60,7 +60,7 @@ struct Events<'a> {
 
 impl<'a> Events<'a> {
     fn begin(lab: &'a Lab, host: Host) -> Events<'a> {
-        let listen = "timeout 120 ctr events >/run/events 2>/dev/null & echo $!";
+        let listen = "timeout 900 ctr events >/run/events 2>/dev/null & echo $!";
         let pid = lab.on(host, &["sh", "-c", listen]).ok().trim().to_owned();
         // Subscribed as soon as it hears of a namespace's label.
         let since = Instant::now();

@@ -11,6 +11,7 @@ use crate::{Counted, Host, Lab, Run, count};
 
 const IMAGE: &str = "docker.io/dunlin/demo:latest";
 const RUNTIME: &str = "io.containerd.dunlin.v2";
+const SOON: Duration = Duration::from_secs(30);
 
 /// A detached container of the demo image whose output is a log file on each host.
 pub struct Container<'a> {
@@ -141,18 +142,31 @@ impl<'a> Container<'a> {
         format!("{pid} {start}")
     }
 
-    /// Runs on `host`, is listed there and nowhere on the other, not even as a container.
+    /// Runs on `host`, is listed there and nowhere on the other, not even as a container: there it may take
+    /// a moment to go.
     ///
     /// # Panics
     /// Otherwise.
     #[track_caller]
     pub fn assert_only_on(&self, host: Host) {
-        self.await_state(host, "RUNNING", Duration::from_secs(10));
-        assert_eq!(self.state(host.other()), None, "a task stayed on host {}", host.other());
-        let listed = self.lab.ctr(host.other(), &["containers", "ls", "-q"]).ok();
-        assert!(!listed.lines().any(|line| line == self.id), "a container stayed on host {}", host.other());
-        let listed = self.lab.ctr(host, &["containers", "ls", "-q"]).ok();
-        assert!(listed.lines().any(|line| line == self.id), "no container on host {host}");
+        let other = host.other();
+        self.await_state(host, "RUNNING", SOON);
+        let since = Instant::now();
+        while let Some(state) = self.state(other) {
+            assert!(since.elapsed() < SOON, "a task stayed on host {other}, {state}");
+            thread::sleep(Duration::from_millis(50));
+        }
+        while self.is_listed(other) {
+            assert!(since.elapsed() < SOON, "a container stayed on host {other}");
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert!(self.is_listed(host), "no container on host {host}");
+    }
+
+    /// Whether a host's containerd has the container.
+    #[track_caller]
+    fn is_listed(&self, host: Host) -> bool {
+        self.lab.ctr(host, &["containers", "ls", "-q"]).ok().lines().any(|line| line == self.id)
     }
 
     /// Kills and removes it on a host.

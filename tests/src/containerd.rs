@@ -12,9 +12,11 @@ use containerd_client::{
     services::v1::{
         CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest,
         DeleteContainerRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
-        GetContainerRequest, GetRequest, KillRequest, StartRequest, WaitRequest,
+        GetContainerRequest, GetRequest, KillRequest, Namespace, StartRequest, UpdateNamespaceRequest,
+        WaitRequest,
         container::Runtime,
         containers_client::ContainersClient,
+        namespaces_client::NamespacesClient,
         snapshots::{
             PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
             snapshots_client::SnapshotsClient,
@@ -24,7 +26,7 @@ use containerd_client::{
     tonic::{Code, Request, Response, Status, transport::Channel},
     types::v1::Process,
 };
-use prost_types::{Any, Timestamp};
+use prost_types::{Any, FieldMask, Timestamp};
 use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::oneshot};
 
@@ -350,6 +352,18 @@ impl Containerd {
                 Ended::new(ended.exit_status, ended.exited_at)
             }));
         });
+    }
+
+    /// Sets a label of the namespace that all is in, which containerd tells its subscribers of.
+    #[track_caller]
+    pub(crate) fn label_namespace(&self, key: &str, value: &str) {
+        let labels = HashMap::from([(key.to_owned(), value.to_owned())]);
+        let request = UpdateNamespaceRequest {
+            namespace: Some(Namespace { name: NAMESPACE.to_owned(), labels }),
+            update_mask: Some(FieldMask { paths: vec![format!("labels.{key}")] }),
+        };
+        let mut namespaces = NamespacesClient::new(self.channel.clone());
+        self.must("label of a namespace", namespaces.update(with_namespace(request)));
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

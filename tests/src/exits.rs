@@ -1,7 +1,7 @@
 //! Every exit that either containerd announces, and every answer to a Wait.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::RecvTimeoutError},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -13,6 +13,11 @@ use containerd_client::{
 use prost::Message;
 
 use crate::{Containerd, Ended, Host, containerd::with_namespace};
+
+const EXIT: &str = "/tasks/exit";
+const SUBSCRIBED: Duration = Duration::from_secs(60);
+/// What is on its way when a move has turned back has come by then.
+const LATE: Duration = Duration::from_secs(2);
 
 /// A TaskExit event.
 #[derive(Clone, Debug)]
@@ -61,13 +66,19 @@ impl Exits {
     }
 
     /// Listens to a containerd until the case ends.
+    ///
+    /// # Panics
+    /// When it tells nothing.
+    #[track_caller]
     pub fn listen(&self, containerd: &Containerd) {
         let exits = self.clone();
         let host = containerd.host;
         let channel = containerd.channel.clone();
         let (subscribed, ready) = std::sync::mpsc::channel();
         containerd.spawn(async move {
-            let request = SubscribeRequest { filters: vec!["topic==\"/tasks/exit\"".to_owned()] };
+            let topics = [EXIT, "/namespaces/update"];
+            let request =
+                SubscribeRequest { filters: topics.map(|topic| format!("topic=={topic:?}")).to_vec() };
             let mut events = match EventsClient::new(channel).subscribe(with_namespace(request)).await {
                 Ok(events) => events.into_inner(),
                 Err(status) => return exits.heard().broken.push(format!("host {host}: {status}")),
@@ -75,6 +86,7 @@ impl Exits {
             let _ = subscribed.send(());
             loop {
                 match events.message().await {
+                    Ok(Some(envelope)) if envelope.topic != EXIT => {}
                     Ok(Some(envelope)) => {
                         let bytes = envelope.event.map(|event| event.value).unwrap_or_default();
                         let exit = TaskExit::decode(bytes.as_slice()).unwrap_or_default();
@@ -92,8 +104,17 @@ impl Exits {
                 }
             }
         });
-        // containerd answers with the first event only: what is sent before it listens would be missed.
-        let _ = ready.recv_timeout(Duration::from_millis(500));
+        // containerd answers with the first event only, and what is sent before it listens is missed: it
+        // listens as soon as a namespace's label is heard of.
+        let since = Instant::now();
+        for label in 1.. {
+            containerd.label_namespace("heard", &label.to_string());
+            // Broken off is an answer too, and told with the first exit that is asked for.
+            if ready.recv_timeout(Duration::from_millis(200)) != Err(RecvTimeoutError::Timeout) {
+                break;
+            }
+            assert!(since.elapsed() < SUBSCRIBED, "no events of host {host}");
+        }
     }
 
     /// Asks a containerd for the end of a process; the answer is kept whenever it comes.
@@ -124,6 +145,8 @@ impl Exits {
     /// When one of them was told more than once.
     #[track_caller]
     pub fn set_aside_arrivals(&self, host: Host, since: SystemTime) {
+        // One that came after this would count as an exit.
+        thread::sleep(LATE);
         let mut heard = self.heard();
         let aborted = |exit: &Announced| exit.host == host && exit.heard >= since && exit.ended.code == 137;
         let mut names: Vec<String> = heard
@@ -161,10 +184,30 @@ impl Exits {
     /// When there is none after `deadline`.
     #[track_caller]
     pub fn await_one(&self, container: &str, exec: &str, deadline: Duration) -> Announced {
+        self.await_first(container, exec, deadline, |_| true)
+    }
+
+    /// Waits for a process's first announcement by one host's containerd.
+    ///
+    /// # Panics
+    /// When there is none after `deadline`.
+    #[track_caller]
+    pub fn await_one_of(&self, host: Host, container: &str, exec: &str, deadline: Duration) -> Announced {
+        self.await_first(container, exec, deadline, |exit| exit.host == host)
+    }
+
+    #[track_caller]
+    fn await_first(
+        &self,
+        container: &str,
+        exec: &str,
+        deadline: Duration,
+        is_meant: impl Fn(&Announced) -> bool,
+    ) -> Announced {
         let since = Instant::now();
         loop {
-            if let Some(exit) = self.announced(container, exec).first() {
-                return exit.clone();
+            if let Some(exit) = self.announced(container, exec).into_iter().find(&is_meant) {
+                return exit;
             }
             assert!(since.elapsed() < deadline, "no exit of {container} {exec} after {deadline:?}");
             thread::sleep(Duration::from_millis(10));

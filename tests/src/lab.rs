@@ -17,9 +17,9 @@ use crate::Run;
 
 const UP: Duration = Duration::from_secs(150);
 const DOWN: Duration = Duration::from_secs(90);
-const COMMAND: Duration = Duration::from_secs(90);
+const COMMAND: Duration = Duration::from_secs(300);
 const MOVE: Duration = Duration::from_secs(180);
-const STATES: Duration = Duration::from_secs(10);
+const STATES: Duration = Duration::from_secs(30);
 
 /// Where the built programs and the guest's image are.
 #[derive(Clone, Debug)]

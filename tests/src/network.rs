@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::{Host, Lab, Run};
 
 const CLIENT: &str = "/run/netns/dunlin-client";
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(60);
 const COMMAND: Duration = Duration::from_secs(60);
 /// Bytes of one request, and of its answer.
 const WORD: usize = 8;
@@ -231,7 +231,7 @@ pub struct Download {
 impl Download {
     /// Reads no faster than this, MiB/s: what the machine has left is for the others.
     pub const AT_MOST: u64 = 64;
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
     const BUFFER: usize = 256 << 10;
 
     /// Connects and begins; `pattern` is what comes, over and over.
@@ -342,13 +342,13 @@ pub fn fetch(address: &str) -> Vec<u8> {
     bytes
 }
 
-/// Sends one ICMP echo of `length` bytes, IP's header included, that must not be fragmented on its way; says
-/// whether it came back within two seconds.
+/// Sends ICMP echoes of `length` bytes, IP's header included, that must not be fragmented on their way;
+/// says whether one came back in time.
 ///
 /// # Panics
 /// When the client has no such socket, or the packet is longer than its own MTU.
 #[track_caller]
-pub fn ping(to: &str, length: usize) -> bool {
+pub fn ping(to: &str, length: usize, within: Duration) -> bool {
     let to: IpAddr = to.parse().expect("an address");
     let IpAddr::V4(to) = to else { panic!("{to} is no IPv4 address") };
     const IP_HEADER: usize = 20;
@@ -385,7 +385,7 @@ pub fn ping(to: &str, length: usize) -> bool {
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
         let target = SocketAddr::from((to, 0));
         let since = Instant::now();
-        while since.elapsed() < Duration::from_secs(2) {
+        while since.elapsed() < within {
             let sent = socket.send_to(&packet, target);
             assert!(sent.is_ok(), "a packet of {length} bytes cannot be sent: {sent:?}");
             let mut answer = vec![0; length + 100];

@@ -22,7 +22,7 @@ use crate::{Checker, last_line, line};
 
 const LOOK: Duration = Duration::from_millis(50);
 /// From the time that a FIFO is there to somebody at its other end.
-const PEER: Duration = Duration::from_secs(10);
+const PEER: Duration = Duration::from_secs(60);
 /// FIFOs that wait for their predecessor's end.
 const QUEUED: usize = 64;
 

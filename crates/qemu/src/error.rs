@@ -255,7 +255,7 @@ pub enum QemuError {
     },
     /// The mirror is not where it was awaited.
     #[error(
-        "the mirror of the disk at {slot} was not {wanted} within {after:?} ({copied} of {total} bytes copied)"
+        "the mirror of the disk at {slot} was not {wanted} within {after:?} ({status}, {copied} of {total} bytes copied)"
     )]
     MirrorTimeout {
         /// The disk.
@@ -264,6 +264,8 @@ pub enum QemuError {
         wanted: &'static str,
         /// How long was waited.
         after: Duration,
+        /// QEMU's word for the job's state.
+        status: String,
         /// Bytes copied so far.
         copied: u64,
         /// Bytes to copy as known so far.

@@ -335,7 +335,8 @@ fn reason_of(job: &BlockJob) -> String {
 }
 
 fn timed_out(slot: Slot, wanted: &'static str, after: Duration, job: &BlockJob) -> QemuError {
-    QemuError::MirrorTimeout { slot, wanted, after, copied: job.copied, total: job.total }
+    let BlockJob { status, copied, total, .. } = job.clone();
+    QemuError::MirrorTimeout { slot, wanted, after, status, copied, total }
 }
 
 /// Bytes that TCP has sent on a socket, retransmissions left out; None for another kind of socket.

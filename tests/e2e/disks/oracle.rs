@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -26,26 +26,51 @@ const IN_POD: [&str; 4] = [
 
 /// Beyond the moves that were asked for, until a cancel was in time.
 const MORE_MOVES: u32 = 8;
+/// And beyond those, with a cancel that is asked for over and over from the beginning of the move.
+const INSISTING: u32 = 6;
 
 /// Moves that succeed in one run.
 fn moves() -> u32 {
-    env::var("DUNLIN_MOVES").ok().and_then(|moves| moves.parse().ok()).unwrap_or(4)
+    env::var("DUNLIN_MOVES").ok().and_then(|moves| moves.parse().ok()).unwrap_or(20)
 }
 
-/// Begins a move and asks to cancel it after `delay`. True: it moved all the same.
-fn cancelled_after(lab: &Lab, from: Host, id: &str, delay: Duration) -> bool {
+/// Begins a move.
+fn begin(lab: &Lab, from: Host, id: &str) -> Child {
     let mut command = lab.command_on(from, &["dunlin", "migrate", id, "--to", from.other().name()]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().expect("dunlin lab exec starts");
-    thread::sleep(delay);
-    // Too early or too late is an answer too.
-    lab.on(from, &["dunlin", "cancel", id]);
+    command.spawn().expect("dunlin lab exec starts")
+}
+
+/// Waits for the end of a move that somebody asked to cancel. True: it moved all the same.
+fn moved_all_the_same(child: Child) -> bool {
     let run = Run::finish(child, "dunlin migrate", MOVE);
     if run.code != 0 {
         run.fails_naming(&["cancel"]);
         return false;
     }
     true
+}
+
+/// Begins a move and asks to cancel it after `delay`. True: it moved all the same.
+fn cancelled_after(lab: &Lab, from: Host, id: &str, delay: Duration) -> bool {
+    let child = begin(lab, from, id);
+    thread::sleep(delay);
+    // Too early or too late is an answer too.
+    lab.on(from, &["dunlin", "cancel", id]);
+    moved_all_the_same(child)
+}
+
+/// Begins a move and asks to cancel it until that is taken or the move has ended. True: it moved all
+/// the same.
+fn cancelled_at_last(lab: &Lab, from: Host, id: &str) -> bool {
+    let mut child = begin(lab, from, id);
+    // Refused for as long as there is no move yet.
+    while lab.on(from, &["dunlin", "cancel", id]).code != 0 {
+        if child.try_wait().expect("waited for").is_some() {
+            break;
+        }
+    }
+    moved_all_the_same(child)
 }
 
 pub(super) fn no_block_is_wrong_over_moves_and_cancels(lab: &Lab) {
@@ -78,6 +103,21 @@ pub(super) fn no_block_is_wrong_over_moves_and_cancels(lab: &Lab) {
         within = within.min(begun.elapsed());
         host = host.other();
         moved += 1;
+        oracle.await_more(64, SOON);
+        oracle.container.assert_only_on(host);
+    }
+    for _ in 0..INSISTING {
+        if cancelled > 0 {
+            break;
+        }
+        if cancelled_at_last(lab, host, "d-pod") {
+            moved += 1;
+            host = host.other();
+            println!("    too late to cancel");
+        } else {
+            cancelled += 1;
+            println!("    cancelled at last");
+        }
         oracle.await_more(64, SOON);
         oracle.container.assert_only_on(host);
     }

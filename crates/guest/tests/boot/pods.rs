@@ -234,8 +234,9 @@ pub(super) async fn run(host: &mut Host) {
     host.bridge.signal(ONE.id, first, Some(9)).await.unwrap();
     let exit = timeout(LIMIT, host.bridge.wait(ONE.id, first, None)).await.unwrap().unwrap();
     let at = exit.at.expect("our guest says when");
-    // The guest's clock is within 5 ms of this one when it negotiates, and drifts a little from then on.
-    let slack = Duration::from_secs(1);
+    // The guest's clock is within 5 ms of this one when it negotiates with an idle host, and drifts a little from then
+    // on; a busy host tells it late.
+    let slack = Duration::from_secs(5);
     assert!(at + slack > before && at < SystemTime::now() + slack, "{at:?}");
     assert_eq!(exit.code, 137);
     while one.next_line().await.unwrap().is_some() {}

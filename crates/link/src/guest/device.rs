@@ -186,7 +186,12 @@ fn names(path: &Path, open: &File) -> bool {
 
 /// Reads the channel to its end in this thread, and writes it in another. A serial port (whose path is given) has no
 /// end while it is there: a read of 0 bytes only says that no host has it open.
-fn serve_channel(mut reader: File, mut writer: File, openings: &mpsc::Sender<Opening>, serial: Option<&Path>) {
+fn serve_channel(
+    mut reader: File,
+    mut writer: File,
+    openings: &mpsc::Sender<Opening>,
+    serial: Option<&Path>,
+) {
     let outbox = Outbox::default();
     let (sender, packets) = mpsc::channel(PACKETS);
     let to_write = outbox.clone();

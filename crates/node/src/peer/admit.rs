@@ -56,7 +56,11 @@ mod tests {
                     { "destination": "/data", "source": "/srv" }, { "destination": TERMINATION_LOG, "source": source },
                 ],
             });
-            ContainerFacts { id: "c".into(), spec: spec.to_string().into_bytes(), ..ContainerFacts::default() }
+            ContainerFacts {
+                id: "c".into(),
+                spec: spec.to_string().into_bytes(),
+                ..ContainerFacts::default()
+            }
         };
         let kubelets = "/var/lib/kubelet/pods/u/containers/c/1";
         for namespace in ["", "/run/netns/web"] {

@@ -151,7 +151,10 @@ impl Peer for PeerService {
         let AbortRequest { session, from, namespace, sandbox_id } = verified(request)?;
         if self.exports.holds(&session) {
             // The shim that knows it is a source: its machine is this host's until the move is committed.
-            let reason = format!("session {session} leaves from {}; it is cancelled here, with `dunlin cancel`", self.config.name);
+            let reason = format!(
+                "session {session} leaves from {}; it is cancelled here, with `dunlin cancel`",
+                self.config.name
+            );
             return Err(Status::permission_denied(reason));
         }
         let aborted = self.incoming.abort(&session, &from, &namespace, &sandbox_id).await.map_err(refused)?;

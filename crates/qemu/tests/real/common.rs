@@ -10,7 +10,7 @@ use dunlin_qemu::{Document, HostPaths, LaunchOptions, Mode, Qemu, Slot};
 use uuid::Uuid;
 
 /// Each wait in these tests takes well under a second on an idle machine.
-pub(crate) const SOON: Duration = Duration::from_secs(15);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// One side: a directory that goes away with it. QEMU must be dropped first.
 pub(crate) struct Host {

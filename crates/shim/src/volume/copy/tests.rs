@@ -12,6 +12,7 @@ use crate::vm::VmError;
 
 const LIMITS: Limits = Limits { file: 1 << 20, mount: 2 << 20 };
 const PLACE: &str = "/run/mounts/copies/c/0";
+const SOON: Duration = Duration::from_secs(30);
 
 /// Shows what it is told, if it has all of it.
 #[derive(Default)]
@@ -103,13 +104,11 @@ impl Fake {
     }
 
     async fn await_shown(&self, path: &str, content: Option<&str>) {
-        for _ in 0..200 {
-            if self.shows(path).as_deref() == content {
-                return;
-            }
+        let since = Instant::now();
+        while self.shows(path).as_deref() != content {
+            assert!(since.elapsed() < SOON, "{path:?} is {:?}, not {content:?}", self.shows(path));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("{path:?} is {:?} after 2 s, not {content:?}", self.shows(path));
     }
 }
 
@@ -197,12 +196,8 @@ async fn what_grows_too_large_or_goes_keeps_its_last_content() {
     assert_eq!(guest.shows("a").as_deref(), Some("two"));
     fs::create_dir(dir.path()).unwrap();
     fs::write(&path, "three").unwrap();
-    let back = tokio::time::timeout(Duration::from_secs(10), async {
-        while guest.shows("a").as_deref() != Some("three") {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    back.await.expect("it is followed again");
+    // It is followed again.
+    guest.await_shown("a", Some("three")).await;
 }
 
 #[tokio::test]
@@ -226,6 +221,11 @@ async fn what_arrives_is_compared_with_the_files_of_this_host() {
     alike.place(PLACE, source(here.path(), Direction::ToGuest));
     alike.follow(&guest);
     alike.resume();
+    let since = Instant::now();
+    while guest.messages() == before {
+        assert!(since.elapsed() < SOON, "it does not ask");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(guest.messages(), before + 1);
 }

@@ -33,7 +33,11 @@ impl Host {
                 "#!/bin/sh\nread -r conf\necho \"{name} $CNI_COMMAND $CNI_IFNAME $CNI_ARGS $conf\" >>{}\n{rest}\n",
                 calls.display()
             );
-            std::fs::write(&program, script).unwrap();
+            let text = dir.path().join(format!("{name}.txt"));
+            std::fs::write(&text, script).unwrap();
+            // Copied by another process: a fork of this one, made while the file is open for
+            // writing, would make it "text file busy".
+            assert!(std::process::Command::new("cp").arg(&text).arg(&program).status().unwrap().success());
             std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
         Host { dir, config }
