@@ -30,7 +30,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 help:
 	@echo "make demo   move a counting container between two hosts on this machine, and prove it"
 	@echo "make test   all tests, the end-to-end ones included"
-	@echo "make build | image | image-generic | lint | bench | clean"
+	@echo "make build | release | image | image-generic | lint | bench | clean"
 
 # --- set-up --------------------------------------------------------------------------------------
 
@@ -63,6 +63,11 @@ rust: packages
 
 build: rust
 	cargo build $(PROGRAMS)
+
+# What is installed and measured.
+release: rust
+	cargo build --release $(PROGRAMS)
+.PHONY: release
 
 image: rust
 	cargo build -p dunlin-guest --target $(MUSL) --profile guest
@@ -111,8 +116,8 @@ lint: rust
 	cargo clippy --workspace --all-targets -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
 
-bench: root build image
-	DUNLIN_BIN_DIR=$(CURDIR)/$(BIN) DUNLIN_IMAGE_DIR=$(CURDIR)/$(IMAGE) cargo bench -p dunlin-benches
+bench: root release image
+	DUNLIN_BIN_DIR=$(CURDIR)/$(TARGET)/release DUNLIN_IMAGE_DIR=$(CURDIR)/$(IMAGE) cargo bench -p dunlin-benches
 
 clean:
 	@[[ ! -x $(BIN)/dunlin ]] || (( EUID != 0 )) || $(BIN)/dunlin lab down
