@@ -19,7 +19,7 @@ pub struct Deadlines {
     pub begin_transfer: Duration,
     /// Disks and memory, as a whole.
     pub transfer: Duration,
-    /// Without any notification from the source while transferring.
+    /// Without news from the source while transferring: another phase, or other figures.
     pub stall: Duration,
     /// From the guest's pause to both sides' DONE.
     pub blackout: Duration,
@@ -58,7 +58,7 @@ impl Default for Deadlines {
             connect: seconds(30),
             begin_transfer: seconds(10),
             transfer: seconds(7200),
-            stall: seconds(60),
+            stall: seconds(120),
             blackout: seconds(30),
             commit: seconds(10),
             run: seconds(150),

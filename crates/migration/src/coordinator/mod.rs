@@ -366,11 +366,16 @@ impl Coordinator {
     // What is told
 
     fn source_told(&mut self, now: Moment, notice: &Notice, out: &mut Out) {
+        // A shim tells its figures whether or not anything gets through.
+        let mut news = notice.phase != Told::TransferInProgress;
         if let Detail::Progress(progress) | Detail::Complete { progress, .. } = &notice.detail {
+            news |= self.facts.progress != *progress;
             self.facts.progress = *progress;
         }
         let State::Transfer(transfer) = &mut self.state else { return };
-        transfer.alive(now, &self.deadlines);
+        if news {
+            transfer.alive(now, &self.deadlines);
+        }
         match notice.phase {
             Told::BlackoutStarted => {
                 self.facts.blackout_since.get_or_insert(now);

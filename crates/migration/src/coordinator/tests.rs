@@ -279,9 +279,22 @@ fn the_transfer_has_three_clocks() {
     paused.told(Event::SourceNotification, Told::BlackoutStarted).wait(deadlines.blackout);
     assert_eq!(paused.report().cause, Some(Cause::BlackoutOverdue { limit: deadlines.blackout }));
 
-    let mut endless = answered();
+    let in_progress = |memory_sent| {
+        let detail = Detail::Progress(Progress { memory_sent, ..Progress::default() });
+        let state = PhaseState::Success;
+        Event::SourceNotification(Notice { phase: Told::TransferInProgress, state, detail })
+    };
+    // A shim that lives and sends nothing: a peer takes no more.
+    let mut stuck = answered();
+    for _ in 0..3 {
+        stuck.tell(in_progress(1)).wait(deadlines.stall / 2);
+    }
+    assert_eq!(stuck.report().cause, Some(Cause::Stalled { limit: deadlines.stall }));
+
+    let (mut endless, mut sent) = (answered(), 0);
     while endless.coordinator.phase() == Phase::Transfer {
-        endless.told(Event::SourceNotification, Told::TransferInProgress).wait(deadlines.stall / 2);
+        sent += 1;
+        endless.tell(in_progress(sent)).wait(deadlines.stall / 2);
     }
     assert_eq!(endless.report().cause, Some(Cause::TransferOverdue { limit: deadlines.transfer }));
 }

@@ -81,7 +81,7 @@ impl Default for Limits {
             sockets: seconds(600),
             export: seconds(50),
             import: seconds(50),
-            patch: seconds(120),
+            patch: seconds(600),
             create: seconds(50),
             adopt: seconds(10),
             blackout: seconds(60),
