@@ -12,6 +12,7 @@ use protobuf::MessageField;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use super::status::{status, timestamp};
+use super::uncut;
 use crate::sandbox::Sandbox;
 use crate::sandbox::api::NewSandbox;
 use crate::sandbox::error::SandboxError;
@@ -74,7 +75,8 @@ impl SandboxCalls for SandboxService {
         req: api::StartSandboxRequest,
     ) -> ttrpc::Result<api::StartSandboxResponse> {
         let sandbox = self.of("StartSandbox", &req.sandbox_id)?;
-        let started = answer("StartSandbox", sandbox.start_sandbox().await)?;
+        let sandbox = Arc::clone(sandbox);
+        let started = answer("StartSandbox", uncut(async move { sandbox.start_sandbox().await }).await)?;
         Ok(api::StartSandboxResponse {
             pid: started.pid,
             created_at: MessageField::some(timestamp(started.created_at)),

@@ -12,6 +12,7 @@ use protobuf::well_known_types::empty::Empty;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use super::status::{status, timestamp};
+use super::uncut;
 use crate::process::io::Stdio;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::{Sandbox, create::NewTask, status::Phase};
@@ -83,17 +84,21 @@ impl Task for TaskService {
             stdio: Stdio { stdin: req.stdin, stdout: req.stdout, stderr: req.stderr, terminal: req.terminal },
             checkpoint: req.checkpoint,
         };
-        let pid = answer("Create", &id, self.sandbox.create(task).await)?;
+        let sandbox = Arc::clone(&self.sandbox);
+        let pid = answer("Create", &id, uncut(async move { sandbox.create(task).await }).await)?;
         Ok(api::CreateTaskResponse { pid, ..api::CreateTaskResponse::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
-        let pid = answer("Start", &req.id, self.sandbox.start(&req.id, &req.exec_id).await)?;
+        let (sandbox, id, exec) = (Arc::clone(&self.sandbox), req.id.clone(), req.exec_id);
+        let pid = answer("Start", &req.id, uncut(async move { sandbox.start(&id, &exec).await }).await)?;
         Ok(api::StartResponse { pid, ..api::StartResponse::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
-        let (pid, exit) = answer("Delete", &req.id, self.sandbox.delete(&req.id, &req.exec_id).await)?;
+        let (sandbox, id, exec) = (Arc::clone(&self.sandbox), req.id.clone(), req.exec_id);
+        let deleted = uncut(async move { sandbox.delete(&id, &exec).await }).await;
+        let (pid, exit) = answer("Delete", &req.id, deleted)?;
         Ok(api::DeleteResponse {
             pid,
             exit_status: exit.code,
@@ -110,12 +115,14 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<Empty> {
-        answer("Pause", &req.id, self.sandbox.pause(&req.id).await)?;
+        let (sandbox, id) = (Arc::clone(&self.sandbox), req.id.clone());
+        answer("Pause", &req.id, uncut(async move { sandbox.pause(&id).await }).await)?;
         Ok(Empty::default())
     }
 
     async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<Empty> {
-        answer("Resume", &req.id, self.sandbox.resume(&req.id).await)?;
+        let (sandbox, id) = (Arc::clone(&self.sandbox), req.id.clone());
+        answer("Resume", &req.id, uncut(async move { sandbox.resume(&id).await }).await)?;
         Ok(Empty::default())
     }
 
@@ -126,7 +133,8 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<Empty> {
-        let killed = self.sandbox.kill(&req.id, &req.exec_id, req.signal, req.all).await;
+        let (sandbox, id, exec) = (Arc::clone(&self.sandbox), req.id.clone(), req.exec_id);
+        let killed = uncut(async move { sandbox.kill(&id, &exec, req.signal, req.all).await }).await;
         answer("Kill", &req.id, killed)?;
         Ok(Empty::default())
     }

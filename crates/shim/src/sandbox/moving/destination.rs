@@ -98,6 +98,10 @@ impl Sandbox {
                 Ok(())
             }
             Err(error) => {
+                // Of the next machine, should PrepareSandbox be called again, nothing is plugged in either.
+                for wires in self.wires.all() {
+                    wires.nics.iter().for_each(crate::network::wire::NicWire::unplugged);
+                }
                 // It may have been ended meanwhile, which stands.
                 let _ = self.inner().set_machine(state::Op::Failed, Machine::Imported);
                 Err(refusal(&error.into()))
@@ -234,6 +238,8 @@ impl Sandbox {
         if let Some(transfer) = transfer {
             transfer.cancel.cancel();
             let _ = transfer.task.await;
+            // It may have been completing just then, which opens them.
+            self.shut_wires();
         }
         self.stop_machine("the move to this host was cancelled").await;
         Ok(Cancelled::InTime)

@@ -205,7 +205,7 @@ impl Driver {
                 self.sandbox.mover.hub.publish(notice.to_wire(origin));
             }
             Effect::EndNotifications { epoch: _ } => self.sandbox.mover.hub.end(),
-            Effect::WakeAt(moment) => self.wake = Some(self.started + moment.0),
+            Effect::WakeAt(moment) => self.wake = self.started.checked_add(moment.0),
         }
     }
 
