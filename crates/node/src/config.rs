@@ -71,6 +71,9 @@ pub(crate) struct NodeConfig {
     /// Where an arriving container's log files are made.
     #[serde(default = "default_log_dir")]
     pub(crate) log_dir: PathBuf,
+    /// Below it lie the termination logs that an arriving container may have written on this host.
+    #[serde(default = "default_termination_logs")]
+    pub(crate) termination_logs: PathBuf,
     /// Keys. Without them everything between nodes is plain text.
     #[serde(default)]
     pub(crate) tls: Option<TlsConfig>,
@@ -147,6 +150,9 @@ fn default_cni_conf() -> PathBuf {
 fn default_cni_bin() -> PathBuf {
     "/opt/cni/bin".into()
 }
+fn default_termination_logs() -> PathBuf {
+    crate::cri::admit::KUBELET_PODS.into()
+}
 fn default_log_dir() -> PathBuf {
     "/var/log/dunlin".into()
 }
@@ -184,6 +190,7 @@ impl NodeConfig {
             ("state_dir", &self.state_dir),
             ("io_dir", &self.io_dir),
             ("log_dir", &self.log_dir),
+            ("termination_logs", &self.termination_logs),
         ] {
             if !path.is_absolute() {
                 return Err((key.into(), format!("`{}` is relative; give an absolute path", path.display())));

@@ -78,6 +78,7 @@ fn node_toml(host: &HostLayout) -> String {
          state_dir = \"/run/dunlin\"\n\
          shim_config = \"/etc/dunlin/config.toml\"\n\
          log_dir = {log_dir}\n\
+         termination_logs = \"/run\"\n\
          [tls]\n\
          ca = \"/etc/dunlin/ca.pem\"\n\
          cert = \"/etc/dunlin/node.pem\"\n\

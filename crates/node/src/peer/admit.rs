@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::cri::admit::{KUBELET_PODS, is_inside};
+use crate::cri::admit::is_inside;
 use crate::network::namespaces;
 use crate::proto::ContainerFacts;
 
@@ -15,7 +15,8 @@ use crate::proto::ContainerFacts;
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Refuses, in words, a spec that would have this host join a namespace or write a file that is nobody's to ask for.
-pub(super) fn paths(container: &ContainerFacts) -> Result<(), String> {
+/// `logs`: below it termination logs may be written.
+pub(super) fn paths(container: &ContainerFacts, logs: &Path) -> Result<(), String> {
     let spec: Value = serde_json::from_slice(&container.spec)
         .map_err(|error| format!("container `{}`: its spec is no JSON: {error}", container.id))?;
     let of = |list: &Value| list.as_array().cloned().unwrap_or_default();
@@ -29,11 +30,12 @@ pub(super) fn paths(container: &ContainerFacts) -> Result<(), String> {
     }
     for mount in of(&spec["mounts"]) {
         let source = mount["source"].as_str().unwrap_or_default();
-        if mount["destination"] == TERMINATION_LOG && !is_inside(Path::new(KUBELET_PODS), source) {
+        if mount["destination"] == TERMINATION_LOG && !is_inside(logs, source) {
             return Err(format!(
                 "container `{}` has {source} mounted on {TERMINATION_LOG}, which would be written on this host; such a \
-                 file must be below {KUBELET_PODS}",
-                container.id
+                 file must be below {}, `termination_logs` of the node's configuration",
+                container.id,
+                logs.display()
             ));
         }
     }
@@ -62,13 +64,15 @@ mod tests {
                 ..ContainerFacts::default()
             }
         };
+        let logs = Path::new("/var/lib/kubelet/pods");
+        let paths = |container: &ContainerFacts| paths(container, logs);
         let kubelets = "/var/lib/kubelet/pods/u/containers/c/1";
         for namespace in ["", "/run/netns/web"] {
             assert_eq!(paths(&container(namespace, kubelets)), Ok(()));
         }
         let refused = paths(&container("/proc/1/ns/net", kubelets)).unwrap_err();
         assert!(refused.contains("`c`") && refused.contains("/proc/1/ns/net"), "{refused}");
-        for source in ["/etc/passwd", "/var/lib/kubelet/pods/../../x", KUBELET_PODS] {
+        for source in ["/etc/passwd", "/var/lib/kubelet/pods/../../x", "/var/lib/kubelet/pods"] {
             let refused = paths(&container("", source)).unwrap_err();
             assert!(refused.contains(source) && refused.contains(TERMINATION_LOG), "{refused}");
         }

@@ -204,7 +204,7 @@ impl Incoming {
             let wanted = container.stdio.unwrap_or_default();
             let streams = stdio::plan(&wanted, io, logs, &facts.namespace, &container.id)?;
             let container = network::spec::settled(container, facts);
-            admit::paths(&container).map_err(IncomingError::Field)?;
+            admit::paths(&container, &self.config.termination_logs).map_err(IncomingError::Field)?;
             Ok(Arrival::new(self.containerd.clone(), place.clone(), container, streams))
         });
         Ok(Arrivals::new(arrivals.collect::<Result<_, IncomingError>>()?))
