@@ -23,6 +23,8 @@ pub mod api {
 
 const CALL: Duration = Duration::from_secs(60);
 const MOVE: Duration = Duration::from_secs(180);
+/// For what a move leaves behind to go.
+const GONE: Duration = Duration::from_secs(60);
 /// CRI's namespace in containerd.
 const NAMESPACE: &str = "k8s.io";
 
@@ -291,16 +293,22 @@ impl<'a> Pod<'a> {
         self.assert_gone_from(host.other());
     }
 
-    /// Neither CRI nor containerd on `host` has anything in CRI's namespace.
+    /// Neither CRI nor containerd on `host` has anything in CRI's namespace, or soon has not: a source may be told
+    /// to go on while the destination still clears away.
     ///
     /// # Panics
     /// Otherwise.
     #[track_caller]
     pub fn assert_gone_from(&self, host: Host) {
-        assert_eq!(self.id(host), None, "the pod stayed on host {host}");
-        for what in [["tasks", "ls", "-q"], ["containers", "ls", "-q"]] {
-            let left = self.lab.ctr(host, &[&["-n", NAMESPACE], what.as_slice()].concat()).ok();
-            assert_eq!(left.trim(), "", "{what:?} on host {host}");
+        let since = Instant::now();
+        let look = |kind: &str| self.lab.ctr(host, &["-n", NAMESPACE, kind, "ls", "-q"]).ok();
+        loop {
+            let left = (self.id(host), look("tasks"), look("containers"));
+            if left.0.is_none() && left.1.trim().is_empty() && left.2.trim().is_empty() {
+                return;
+            }
+            assert!(since.elapsed() < GONE, "left on host {host}: {left:?}");
+            thread::sleep(Duration::from_millis(100));
         }
     }
 
