@@ -289,7 +289,7 @@ fn container(number: u32, pod: &str, scsi: &mut SavedScsi) -> Result<SavedContai
         scsi_reservations: BTreeSet::new(),
         plan9_reservations: BTreeSet::new(),
         vpci_devices: BTreeSet::new(),
-        copies: [("/etc/hosts".to_owned(), "/run/gcs/copies/hosts".to_owned())].into(),
+        copies: [("/etc/hosts".to_owned(), format!("/run/mounts/copies/{id}/0"))].into(),
         disk_volumes: BTreeMap::new(),
         init: process(&id, 2 * number),
         execs: [(exec, process(&id, 2 * number + 1))].into(),
