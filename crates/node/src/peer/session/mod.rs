@@ -8,7 +8,7 @@
 //!
 //! Requests are taken one at a time. Abort cuts short whatever is being done, except Run: once
 //! the machine has been asked to run, only its answer counts. A session that nobody asks about
-//! ends by itself: aborted before Run, forgotten after.
+//! ends by itself: aborted before Run; after it only its id is remembered, and that it ran.
 
 mod owner;
 
