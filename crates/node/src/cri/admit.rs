@@ -3,8 +3,8 @@
 //! The source asks before anything is touched, the destination before it asks its own CRI: a peer is
 //! not trusted with paths. A log directory is kept below the place that is meant for them and replaced
 //! elsewhere; a container's log path must stay inside it; the files that CRI itself gives each
-//! container are the destination's own; what kubelet keeps for a pod is looked for at the same path here. Everything else
-//! that names a file or device of the host is refused.
+//! container are the destination's own; what kubelet keeps for this pod, by its uid, is looked for at the same path here.
+//! Everything else that names a file or device of the host is refused, another pod's part of kubelet's directory too.
 
 use std::path::{Component, Path};
 
@@ -39,6 +39,20 @@ pub(crate) enum AdmitError {
         host_path: String,
         /// In the container.
         path: String,
+    },
+    /// What kubelet keeps for another pod.
+    #[error(
+        "container `{container}` has {host_path} mounted on {path}, which kubelet keeps for another pod than this one, whose uid is `{uid}`; a pod may bring its own volumes only"
+    )]
+    OtherPod {
+        /// Its name.
+        container: String,
+        /// On the host.
+        host_path: String,
+        /// In the container.
+        path: String,
+        /// Of the pod that arrives.
+        uid: String,
     },
     /// A device of the host.
     #[error("container `{container}` has the device {device} of its host, which is not on another host")]
@@ -75,8 +89,11 @@ pub(crate) fn pod(
     Ok(config)
 }
 
-/// The container as this host may make it.
-pub(crate) fn container(mut config: api::ContainerConfig) -> Result<api::ContainerConfig, AdmitError> {
+/// The container as this host may make it, in the pod with the uid `pod`.
+pub(crate) fn container(
+    mut config: api::ContainerConfig,
+    pod: &str,
+) -> Result<api::ContainerConfig, AdmitError> {
     let name = config.metadata.clone().unwrap_or_default().name;
     if name.is_empty() {
         return Err(AdmitError::NoMetadata { what: "a container".into() });
@@ -90,6 +107,17 @@ pub(crate) fn container(mut config: api::ContainerConfig) -> Result<api::Contain
             container: name,
             host_path: image.unwrap_or_else(|| mount.host_path.clone()),
             path: mount.container_path.clone(),
+        });
+    }
+    // A uid that is no name names no directory.
+    let own = Path::new(KUBELET_PODS).join(pod);
+    let has_own = matches!(Path::new(pod).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
+    if let Some(mount) = config.mounts.iter().find(|mount| !has_own || !is_inside(&own, &mount.host_path)) {
+        return Err(AdmitError::OtherPod {
+            container: name,
+            host_path: mount.host_path.clone(),
+            path: mount.container_path.clone(),
+            uid: pod.to_owned(),
         });
     }
     let host = config.devices.iter().map(|device| &device.host_path);
@@ -157,10 +185,10 @@ mod tests {
 
     #[test]
     fn a_log_path_cannot_climb() {
-        assert_eq!(container(a_container()).unwrap().log_path, "one/0.log");
+        assert_eq!(container(a_container(), "u").unwrap().log_path, "one/0.log");
         for path in ["../x.log", "/etc/passwd", "a/../../b"] {
             let config = api::ContainerConfig { log_path: path.into(), ..a_container() };
-            assert!(matches!(container(config), Err(AdmitError::LogPath { .. })), "{path}");
+            assert!(matches!(container(config, "u"), Err(AdmitError::LogPath { .. })), "{path}");
         }
     }
 
@@ -172,22 +200,34 @@ mod tests {
             ..Default::default()
         };
         let given = api::ContainerConfig { mounts: vec![mount("/etc/hosts")], ..a_container() };
-        assert_eq!(container(given).unwrap().mounts, []);
+        assert_eq!(container(given, "u").unwrap().mounts, []);
         let data = api::ContainerConfig { mounts: vec![mount("/data")], ..a_container() };
-        let error = container(data).unwrap_err().to_string();
+        let error = container(data, "u").unwrap_err().to_string();
         assert!(error.contains("/srv/data") && error.contains("/data") && error.contains("`one`"), "{error}");
-        let of_kubelet = |path: &str| {
+        let of_kubelet = |uid: &str, path: &str| {
             let mount = api::Mount { host_path: format!("/var/lib/kubelet/pods/{path}"), ..mount("/data") };
-            container(api::ContainerConfig { mounts: vec![mount], ..a_container() })
+            container(api::ContainerConfig { mounts: vec![mount], ..a_container() }, uid)
         };
-        assert_eq!(of_kubelet("u/volumes/kubernetes.io~configmap/c").unwrap().mounts.len(), 1);
-        for climbing in ["../../../../etc/shadow", "u/../../x", ""] {
-            assert!(matches!(of_kubelet(climbing), Err(AdmitError::Mount { .. })), "{climbing}");
+        const SECRET: &str = "u/volumes/kubernetes.io~secret/s";
+        assert_eq!(of_kubelet("u", SECRET).unwrap().mounts.len(), 1);
+        for climbing in ["../../../../etc/shadow", "u/../../x", "u/../v/x", ""] {
+            assert!(matches!(of_kubelet("u", climbing), Err(AdmitError::Mount { .. })), "{climbing}");
+        }
+        // Another pod's, the pod's whole directory, and a uid that would make everybody's its own.
+        for (uid, path) in
+            [("v", SECRET), ("u", "u2/x"), ("u", "u"), ("", SECRET), (".", SECRET), ("u/volumes", SECRET)]
+        {
+            let error = of_kubelet(uid, path).unwrap_err();
+            assert!(matches!(&error, AdmitError::OtherPod { .. }), "{uid} {path}: {error}");
+            assert!(
+                error.to_string().contains(path) && error.to_string().contains(&format!("`{uid}`")),
+                "{error}"
+            );
         }
         let device = api::Device { host_path: "/dev/kvm".into(), ..Default::default() };
         let device = api::ContainerConfig { devices: vec![device], ..a_container() };
-        assert!(container(device).unwrap_err().to_string().contains("/dev/kvm"));
+        assert!(container(device, "u").unwrap_err().to_string().contains("/dev/kvm"));
         let nameless = api::ContainerConfig { metadata: None, ..a_container() };
-        assert!(matches!(container(nameless), Err(AdmitError::NoMetadata { .. })));
+        assert!(matches!(container(nameless, "u"), Err(AdmitError::NoMetadata { .. })));
     }
 }

@@ -32,7 +32,8 @@ pub(crate) enum CriFactsError {
     },
 }
 
-/// Asks the plugin for `id`, whose label says `kind`; refuses what cannot be made again elsewhere.
+/// Asks the plugin for `id`, whose label says `kind`. Whether its containers can be made again elsewhere shows with the whole
+/// pod: see [`plan`](super::plan).
 pub(crate) async fn gather(cri: &Cri, kind: &str, id: &str) -> Result<proto::CriFacts, CriFactsError> {
     let part = match kind {
         "sandbox" => {
@@ -45,7 +46,6 @@ pub(crate) async fn gather(cri: &Cri, kind: &str, id: &str) -> Result<proto::Cri
         "container" => {
             let container = cri.container(id).await?;
             let mut config = stored::container(id, &container.account)?;
-            admit::container(config.clone())?;
             forget_moves(&mut config.labels, &mut config.annotations);
             Part::Container(proto::CriContainer { config: config.encode_to_vec() })
         }

@@ -93,7 +93,6 @@ impl Plan {
                 Some(Part::Container(container)) => {
                     let config =
                         api::ContainerConfig::decode(container.config.as_slice()).map_err(undecodable)?;
-                    let config = admit::container(config)?;
                     containers.push(PlannedContainer { source: member.id.clone(), config });
                 }
                 None => return Err(PlanError::Stranger { id: member.id.clone() }),
@@ -103,6 +102,10 @@ impl Plan {
         let (Some((source, config, handler)), 1) = (pods.pop(), count) else {
             return Err(PlanError::Pods { count });
         };
+        let uid = config.metadata.as_ref().map_or("", |metadata| &metadata.uid);
+        for container in &mut containers {
+            container.config = admit::container(std::mem::take(&mut container.config), uid)?;
+        }
         Ok(Some(Plan { source, config, handler, containers: in_order(containers)? }))
     }
 }
