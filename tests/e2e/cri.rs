@@ -41,6 +41,27 @@ fn identity(pod: &Pod<'_>, host: Host) -> Vec<String> {
     NAMES.map(of).to_vec()
 }
 
+/// The other containerds' case.
+pub(crate) fn a_pod_moves_and_is_execd_into(lab: &Lab) {
+    let pod = pod_of_two(lab, "moves");
+    let before = identity(&pod, Host::A);
+    pod.exec(Host::A, "keeper", &["sh", "-c", "echo kept >/kept"]);
+    let run = pod.migrate(Host::A);
+    println!("    moved in {:.2} s", run.took.as_secs_f64());
+    run.ok();
+    pod.assert_only_on(Host::B, &NAMES);
+    assert_eq!(pod.exec(Host::B, "keeper", &["cat", "/kept", "/given"]), "kept\nby CRI\n");
+    assert_eq!(identity(&pod, Host::B), before, "other processes than before");
+    pod.await_lines(Host::B, true, "counter", 50, SOON);
+    let logs = [(Host::A, false), (Host::B, true)];
+    let logs = count(&logs.map(|(host, moved)| pod.log(host, moved, "counter")).concat());
+    assert!(
+        logs.missing.is_empty() && logs.repeated.is_empty() && logs.damaged.is_empty(),
+        "the logs: {logs:?}"
+    );
+    pod.remove(Host::B);
+}
+
 /// Events of CRI's namespace on a host, from now on.
 struct Events<'a> {
     lab: &'a Lab,
