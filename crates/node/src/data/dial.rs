@@ -41,7 +41,7 @@ pub(crate) async fn dial(address: SocketAddr, preamble: &Preamble) -> Result<Tcp
         .await
         .map_err(|_| unreachable(late()))?
         .map_err(|error| unreachable(error.to_string()))?;
-    socket.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
+    super::set_up(&socket).map_err(|error| unreachable(error.to_string()))?;
     let exchange = async {
         socket.write_all(preamble.to_line().as_bytes()).await?;
         let mut answer = [0; PREAMBLE_ACCEPTED.len()];

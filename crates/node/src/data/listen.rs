@@ -52,7 +52,7 @@ pub(crate) async fn serve<D: Door>(listener: TcpListener, door: Arc<D>) {
 }
 
 async fn admit<D: Door>(mut socket: TcpStream, door: &D) -> Result<(), String> {
-    socket.set_nodelay(true).map_err(|error| error.to_string())?;
+    super::set_up(&socket).map_err(|error| error.to_string())?;
     let line = tokio::time::timeout(DEADLINE, read_line(&mut socket))
         .await
         .map_err(|_| format!("no preamble within {} s", DEADLINE.as_secs()))??;
@@ -89,9 +89,11 @@ mod tests {
 
     use dunlin_wire::handover::{Stream, Token};
     use dunlin_wire::ids::{SessionId, Slot};
+    use nix::sys::socket::{getsockopt, sockopt};
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::data::SILENCE;
     use crate::data::dial::{DialError, dial};
 
     struct OneSession {
@@ -135,10 +137,19 @@ mod tests {
     async fn an_expected_stream_comes_through_with_every_later_byte() {
         let (address, mut arrivals) = door().await;
         let mut here = dial(address, &preamble("s", "good", Stream::Memory)).await.unwrap();
-        assert!(here.nodelay().unwrap());
         here.write_all(b"after\n").await.unwrap();
         let (shown, mut there) = arrivals.recv().await.unwrap();
         assert_eq!(shown.stream, Stream::Memory);
+        for socket in [&here, &there] {
+            assert!(socket.nodelay().unwrap());
+            // Its peer's silence is noticed while something is on the way to it, and while nothing is.
+            let silence = getsockopt(socket, sockopt::TcpUserTimeout).unwrap();
+            assert_eq!(u128::from(silence), SILENCE.as_millis());
+            assert!(getsockopt(socket, sockopt::KeepAlive).unwrap());
+            let idle = getsockopt(socket, sockopt::TcpKeepIdle).unwrap();
+            let interval = getsockopt(socket, sockopt::TcpKeepInterval).unwrap();
+            assert!(u64::from(idle + interval) < SILENCE.as_secs());
+        }
         let mut bytes = [0; 6];
         there.read_exact(&mut bytes).await.unwrap();
         assert_eq!(&bytes, b"after\n");
