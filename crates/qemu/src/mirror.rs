@@ -141,7 +141,7 @@ impl Qemu {
         }
         let Err(error) = self.add_mirror(slot, socket, export).await else { return Ok(()) };
         if matches!(error, QmpError::Timeout { .. }) {
-            self.wake(slot);
+            self.hang_up(slot);
         }
         if let Err(undo) = self.mirror_abort(slot).await {
             tracing::warn!(%slot, error = %undo, "a mirror that did not start is not cleared away");
@@ -228,7 +228,7 @@ impl Qemu {
                     tracing::debug!(%slot, %error, "cancelling the mirror");
                 }
                 // A cancelled job still waits for the requests in flight, and a peer that is silent never answers them.
-                self.wake(slot);
+                self.hang_up(slot);
                 self.job_concluded(slot).await?;
             }
         }
@@ -312,14 +312,15 @@ impl Qemu {
         let failed = |source| QemuError::Control { action: "list the block jobs of", source };
         match self.qmp.execute_within("query-block-jobs", json!({}), HANDSHAKE_DEADLINE).await {
             Ok(_) => {}
-            Err(QmpError::Timeout { .. }) => self.wake(slot),
+            Err(QmpError::Timeout { .. }) => self.hang_up(slot),
             Err(error) => return Err(failed(error)),
         }
         self.mirror_job(slot).await
     }
 
-    /// Ends a mirror's connection: a QEMU that waits for its peer stops waiting.
-    fn wake(&self, slot: Slot) {
+    /// Ends a mirror's connection, without a word to QEMU: one that waits for its peer stops waiting, and its mirror fails.
+    /// What is left of it is for [`Qemu::mirror_abort`]. No mirror is no error.
+    pub fn hang_up(&self, slot: Slot) {
         if let Some(socket) = self.sockets().get(&slot) {
             hang_up(socket);
         }
@@ -358,8 +359,8 @@ fn tcp_bytes_sent(socket: &OwnedFd) -> Option<u64> {
 }
 
 /// Ends the connection for every holder of the socket.
-fn hang_up(socket: &OwnedFd) {
+pub(crate) fn hang_up(socket: &OwnedFd) {
     if let Err(error) = shutdown(socket.as_raw_fd(), Shutdown::Both) {
-        tracing::debug!(%error, "shutting a mirror's socket down");
+        tracing::debug!(%error, "shutting a socket down");
     }
 }

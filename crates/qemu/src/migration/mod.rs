@@ -13,8 +13,10 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
+use crate::document::Slot;
 use crate::error::QemuError;
 use crate::event::EventStream;
+use crate::mirror::hang_up;
 use crate::owner::Qemu;
 use crate::qmp::QmpError;
 
@@ -23,6 +25,8 @@ pub use info::{MigrationInfo, MigrationStatus, RamProgress};
 
 /// Between two queries when no event comes.
 const QUERY_INTERVAL: Duration = Duration::from_millis(50);
+/// For a source whose disks' peers are hung up on to be heard again; after it its memory's peer is hung up on as well.
+const HEARING_DEADLINE: Duration = Duration::from_secs(2);
 /// A cancelled source stops sending, restarts the guest and says so.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -258,6 +262,27 @@ impl Qemu {
             }
             next_look(&mut events, left.min(QUERY_INTERVAL)).await;
         }
+    }
+
+    /// Cancels an outgoing migration as [`Qemu::migrate_cancel`] does, whatever its peers do. `disks`: the mirrors that are
+    /// given up with it; they fail, and what is left of them is for [`Qemu::mirror_abort`]. `memory`: the socket that the
+    /// migration goes through.
+    ///
+    /// A QEMU that stops its guest waits for each write that is under way, one that sends the last of memory for the
+    /// socket's other end, and in both it hears nobody. So they are hung up on first: memory's only when that did not
+    /// help, because a migration that is cut off fails, where one that is cancelled is over in order.
+    pub async fn take_back(&self, disks: &[Slot], memory: Option<&OwnedFd>) -> Result<(), QemuError> {
+        disks.iter().for_each(|slot| self.hang_up(*slot));
+        match timeout(HEARING_DEADLINE, self.migrate_cancel()).await {
+            Ok(end @ (Ok(()) | Err(QemuError::AlreadyCompleted))) => return end,
+            Ok(Err(error)) => tracing::warn!(%error, "the migration is hung up on"),
+            Err(_) => {
+                tracing::warn!(after = ?HEARING_DEADLINE, "QEMU is not heard: the migration is hung up on")
+            }
+        }
+        memory.into_iter().for_each(hang_up);
+        // Looks first how it stands: what was asked above may have taken effect.
+        self.migrate_cancel().await
     }
 }
 

@@ -13,15 +13,15 @@ use dunlin_qemu::{
 use serde_json::json;
 
 /// Both sides prepared, nothing started.
-struct Pair {
-    source: Qemu,
-    destination: Qemu,
-    source_host: Host,
-    destination_host: Host,
+pub(crate) struct Pair {
+    pub(crate) source: Qemu,
+    pub(crate) destination: Qemu,
+    pub(crate) source_host: Host,
+    pub(crate) destination_host: Host,
 }
 
 impl Pair {
-    async fn new(document: &Document) -> Pair {
+    pub(crate) async fn new(document: &Document) -> Pair {
         let (source_host, destination_host) = (Host::new(), Host::new());
         let source = source_host.spawn(document, Mode::Boot).await;
         let destination = destination_host.spawn(document, Mode::Incoming).await;
@@ -47,7 +47,7 @@ async fn counter(qemu: &Qemu) -> String {
     qemu.qmp().execute("human-monitor-command", dump).await.unwrap().to_string()
 }
 
-async fn is_counting(qemu: &Qemu) {
+pub(crate) async fn is_counting(qemu: &Qemu) {
     let begin = Instant::now();
     let first = counter(qemu).await;
     while counter(qemu).await == first {
@@ -56,10 +56,23 @@ async fn is_counting(qemu: &Qemu) {
     }
 }
 
+/// The BIOS has got to the boot disk of [`writing_boot_disk`].
+pub(crate) async fn is_writing(qemu: &Qemu) {
+    let written = || async {
+        let dump = json!({"command-line": "xp /1xb 0x10000"});
+        qemu.qmp().execute("human-monitor-command", dump).await.unwrap().to_string()
+    };
+    let (begin, first) = (Instant::now(), written().await);
+    while written().await == first {
+        assert!(begin.elapsed() < SOON, "the guest does nothing");
+        tokio::time::sleep(Duration::from_millis(7)).await;
+    }
+}
+
 /// Starts a machine and lets its BIOS finish. Before, mirrors must not be played with: SeaBIOS resets the SCSI
 /// controllers, and QEMU 7.2 then drains all disks inside the processor's thread, where a mirror that is just being
 /// ended has been seen to hold the whole machine.
-async fn run_past_the_bios(qemu: &Qemu, host: &Host) {
+pub(crate) async fn run_past_the_bios(qemu: &Qemu, host: &Host) {
     let boot = DiskSource::read_only(host.disk("boot.raw", &busy_boot_disk()));
     qemu.attach_disk(slot(0, 0), &boot).await.unwrap();
     qemu.cont().await.unwrap();
@@ -67,7 +80,7 @@ async fn run_past_the_bios(qemu: &Qemu, host: &Host) {
 }
 
 /// Waits for a state: QEMU tells a migration's end a moment before the machine's state follows.
-async fn becomes(qemu: &Qemu, wanted: RunState) {
+pub(crate) async fn becomes(qemu: &Qemu, wanted: RunState) {
     let begin = Instant::now();
     loop {
         let state = qemu.status().await.unwrap();
@@ -273,16 +286,7 @@ async fn limit_and_throttling_are_changed_while_memory_is_sent_and_a_long_limit_
         throttle: Some(idle),
     };
     pair.prepare(&options).await;
-    // The BIOS has to get to the boot disk first.
-    let written = || async {
-        let dump = json!({"command-line": "xp /1xb 0x10000"});
-        pair.source.qmp().execute("human-monitor-command", dump).await.unwrap().to_string()
-    };
-    let (begin, first) = (Instant::now(), written().await);
-    while written().await == first {
-        assert!(begin.elapsed() < SOON, "the guest does nothing");
-        tokio::time::sleep(Duration::from_millis(7)).await;
-    }
+    is_writing(&pair.source).await;
     pair.start().await;
     assert_eq!(throttled(&pair.source, 1).await, 1);
 

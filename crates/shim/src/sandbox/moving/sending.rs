@@ -71,6 +71,7 @@ impl Sandbox {
             course,
             progress,
             memory_begun: false,
+            memory: None,
             handoff: None,
             tails: Vec::new(),
             stopped: None,
@@ -107,6 +108,8 @@ struct Sending<'a> {
     progress: Progress,
     /// Before it QEMU's figures are those of an earlier try, if there are any.
     memory_begun: bool,
+    /// A copy of the socket that memory goes through, to hang up on.
+    memory: Option<OwnedFd>,
     /// Where the standard streams stood at the pause.
     handoff: Option<Any>,
     /// What is sent to each NIC, by its id.
@@ -144,6 +147,8 @@ impl Sending<'_> {
 
         // Subscribed before the start: nothing is missed.
         let mut events = self.vm.qemu.events();
+        let copy = memory.try_clone();
+        self.memory = Some(copy.map_err(|error| source_failed(format!("the memory's socket: {error}")))?);
         self.vm.qemu.migrate_to_fd(memory).await.map_err(|error| fault("starting the migration", error))?;
         self.memory_begun = true;
         self.tails = self.sandbox.follow_frames();
@@ -403,7 +408,9 @@ impl Sending<'_> {
     /// The migration did not complete: mirrors end, the guest goes on here. Unless it completed all the same, while
     /// this side was about to give it up: then that is what is told, because the machine may run elsewhere.
     async fn undo(mut self, fault: TransferFault) -> Completion {
-        let ended = self.vm.qemu.migrate_cancel().await;
+        // The guest may stand still meanwhile, and QEMU wait for a peer that says nothing.
+        let disks: Vec<_> = self.disks.iter().copied().map(qemu_slot).collect();
+        let ended = self.vm.qemu.take_back(&disks, self.memory.as_ref()).await;
         for slot in std::mem::take(&mut self.disks) {
             if let Err(error) = self.vm.qemu.mirror_abort(qemu_slot(slot)).await {
                 tracing::warn!(%slot, %error, "ending a mirror");

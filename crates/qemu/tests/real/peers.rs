@@ -1,0 +1,101 @@
+//! Peers that fall silent.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use dunlin_qemu::{
+    DiskSource, MigrationOptions, MigrationStatus, Mode, Qemu, Role, RunState,
+};
+use nix::sys::signal::{Signal, kill};
+
+use crate::common::{Host, SOON, dial, document, pattern, slot, stream_pair, writing_boot_disk};
+use crate::migration::{Pair, becomes, is_counting, is_writing, run_past_the_bios};
+
+/// Much longer than a QEMU that hears takes, and less than the shortest wait for one that does not.
+const AT_ONCE: Duration = Duration::from_secs(6);
+
+/// Waits until QEMU answers nothing any more.
+async fn falls_deaf(qemu: &Qemu) {
+    let begin = Instant::now();
+    while tokio::time::timeout(Duration::from_millis(500), qemu.status()).await.is_ok() {
+        assert!(begin.elapsed() < SOON, "it answers all the time");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_migration_is_taken_back_at_once_while_a_disk_s_peer_is_silent() {
+    let pair = Pair::new(&document()).await;
+    let place = slot(0, 7);
+    let original = pair.source_host.disk("a.raw", &pattern(64 << 20));
+    pair.source.attach_disk(place, &DiskSource::writable(&original)).await.unwrap();
+    let copy = pair.destination_host.disk("a.raw", &vec![0; 64 << 20]);
+    pair.destination.attach_disk(place, &DiskSource::writable(&copy)).await.unwrap();
+    let nbd = pair.destination_host.path("nbd.sock");
+    pair.destination.nbd_server_start(&nbd).await.unwrap();
+    let export = pair.destination.nbd_export_add(place).await.unwrap();
+    run_past_the_bios(&pair.source, &pair.source_host).await;
+    pair.source.mirror_start(place, dial(&nbd), &export).await.unwrap();
+    let frozen = nix::unistd::Pid::from_raw(pair.destination.pid());
+    kill(frozen, Signal::SIGSTOP).unwrap();
+    assert!(!pair.source.mirror_job(place).await.unwrap().unwrap().ready, "writes are under way");
+
+    // Memory goes to somebody who reads. When the guest is stopped QEMU waits for its disks.
+    pair.source.prepare_migration(Role::Source, &MigrationOptions::default()).await.unwrap();
+    let (out, sink) = stream_pair();
+    let kept = out.try_clone().unwrap();
+    let reader = std::thread::spawn(move || std::io::copy(&mut UnixStream::from(sink), &mut std::io::sink()));
+    pair.source.migrate_to_fd(out).await.unwrap();
+    falls_deaf(&pair.source).await;
+
+    let begin = Instant::now();
+    pair.source.take_back(&[place], Some(&kept)).await.unwrap();
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+    becomes(&pair.source, RunState::Running).await;
+    is_counting(&pair.source).await;
+    pair.source.mirror_abort(place).await.unwrap();
+    drop(kept);
+    reader.join().unwrap().unwrap();
+    kill(frozen, Signal::SIGCONT).unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_is_taken_back_soon_while_its_own_peer_is_silent_at_the_last() {
+    let host = Host::new();
+    let source = host.spawn(&document(), Mode::Boot).await;
+    // More than a socket holds is written to again before the guest is stopped.
+    let boot = DiskSource::read_only(host.disk("boot.raw", &writing_boot_disk()));
+    source.attach_disk(slot(0, 0), &boot).await.unwrap();
+    source.cont().await.unwrap();
+    is_writing(&source).await;
+    source.prepare_migration(Role::Source, &MigrationOptions::default()).await.unwrap();
+    let (out, sink) = stream_pair();
+    let kept = out.try_clone().unwrap();
+    let silent = Arc::new(AtomicBool::new(false));
+    let reads = Arc::clone(&silent);
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let reader = std::thread::spawn(move || {
+        let (mut sink, mut buffer) = (UnixStream::from(sink), vec![0; 1 << 16]);
+        sink.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        while !reads.load(Ordering::Relaxed) {
+            let _ = sink.read(&mut buffer);
+        }
+        let _ = told.recv();
+    });
+    source.migrate_to_fd(out).await.unwrap();
+    source.migration_reaches(MigrationStatus::PreSwitchover, SOON).await.unwrap();
+    silent.store(true, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    source.migrate_continue().await.unwrap();
+    falls_deaf(&source).await;
+
+    let begin = Instant::now();
+    source.take_back(&[], Some(&kept)).await.unwrap();
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+    becomes(&source, RunState::Running).await;
+    drop(tell);
+    reader.join().unwrap();
+}
