@@ -364,3 +364,36 @@ pub(crate) fn hang_up(socket: &OwnedFd) {
         tracing::debug!(%error, "shutting a socket down");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_s_fault_is_told_by_its_own_events_alone() {
+        let (mine, other) = (Slot::new(0, 1).unwrap(), Slot::new(0, 11).unwrap());
+        let id = || "mirror-0-1".to_owned();
+        let error = |action: &str| Event::BlockJobError {
+            id: id(),
+            operation: "write".into(),
+            action: action.into(),
+        };
+        let status = |status: &str| Event::JobStatusChange { id: id(), status: status.into() };
+        let broken = Some("Connection reset by peer".to_owned());
+        for (event, wanted) in [
+            (error("report"), Some("a write failed")),
+            (error("stop"), Some("a write failed")),
+            (error("ignore"), None),
+            (Event::BlockJobCompleted { id: id(), error: broken }, Some("Connection reset by peer")),
+            (Event::BlockJobCompleted { id: id(), error: None }, Some(EARLY)),
+            (Event::BlockJobCancelled { id: id() }, Some("it was cancelled")),
+            (status("concluded"), Some(EARLY)),
+            (status("ready"), None),
+            (Event::BlockJobReady { id: id() }, None),
+            (Event::Stop, None),
+        ] {
+            assert_eq!(mirror_fault(&event, mine).as_deref(), wanted, "{event:?}");
+            assert_eq!(mirror_fault(&event, other), None, "{event:?}");
+        }
+    }
+}

@@ -163,12 +163,17 @@ impl Qemu {
 
     async fn stream(&self, command: &str, fd_name: &str, socket: OwnedFd) -> Result<(), QmpError> {
         self.qmp.pass_fd(fd_name, socket).await?;
+        let before = self.leaving.load(Ordering::Relaxed);
         if command == "migrate" {
             // Before it is sent: whoever drops this call does not know whether it was.
             self.leaving.store(true, Ordering::Relaxed);
         }
         let started = self.qmp.execute(command, json!({ "uri": format!("fd:{fd_name}") })).await;
         if let Err(error) = started {
+            if matches!(error, QmpError::Refused(_)) {
+                // Nothing was begun: the status is still that of whatever was before.
+                self.leaving.store(before, Ordering::Relaxed);
+            }
             self.qmp.forget_fd(fd_name).await;
             return Err(error);
         }

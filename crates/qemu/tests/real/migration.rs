@@ -510,3 +510,21 @@ async fn a_silent_nbd_server_does_not_hold_the_machine() {
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
     assert_eq!(qemu.status().await.unwrap(), RunState::Running);
 }
+
+#[tokio::test]
+async fn a_refused_start_is_nothing_to_cancel() {
+    let pair = Pair::new(&document()).await;
+    pair.source.cont().await.unwrap();
+    pair.prepare(&MigrationOptions::default()).await;
+    pair.start().await;
+    pair.source.migration_reaches(MigrationStatus::PreSwitchover, SOON).await.unwrap();
+    pair.source.migrate_continue().await.unwrap();
+    pair.source.migration_reaches(MigrationStatus::Completed, SOON).await.unwrap();
+    becomes(&pair.source, RunState::PostMigrate).await;
+    assert!(matches!(pair.source.migrate_cancel().await, Err(QemuError::AlreadyCompleted)));
+    // It has moved; before it runs again it moves nowhere. That it did so once is no answer to the next try's end.
+    pair.source.prepare_migration(Role::Source, &MigrationOptions::default()).await.unwrap();
+    let refused = pair.source.migrate_to_fd(stream_pair().0).await;
+    assert!(matches!(refused, Err(QemuError::StartMigration { .. })), "{refused:?}");
+    pair.source.migrate_cancel().await.unwrap();
+}

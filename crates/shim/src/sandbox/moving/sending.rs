@@ -147,6 +147,7 @@ impl Sending<'_> {
 
         // Subscribed before the start: nothing is missed.
         let mut events = self.vm.qemu.events();
+        self.mirrors_stand().await?;
         let copy = memory.try_clone();
         self.memory = Some(copy.map_err(|error| source_failed(format!("the memory's socket: {error}")))?);
         self.vm.qemu.migrate_to_fd(memory).await.map_err(|error| fault("starting the migration", error))?;
