@@ -24,6 +24,7 @@ mod event;
 mod log_cap;
 mod migration;
 mod mirror;
+mod nbd;
 mod nic;
 mod owner;
 mod process;
@@ -39,7 +40,8 @@ pub use document::{Channel, Disk, Document, InvalidField, MacAddress, Nic, RootP
 pub use error::{QemuError, SpawnError};
 pub use event::{Event, EventStream, EventsLost, TimedEvent};
 pub use migration::{MigrationInfo, MigrationOptions, MigrationStatus, RamProgress, Role, Throttle};
-pub use mirror::BlockJob;
+pub use mirror::{BlockJob, mirror_fault};
+pub use nbd::{NbdClientStream, NotNbd};
 pub use owner::Qemu;
 pub use process::ExitReport;
 pub use run_state::RunState;

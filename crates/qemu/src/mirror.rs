@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::disk::node_name;
 use crate::document::Slot;
 use crate::error::QemuError;
+use crate::event::Event;
 use crate::migration::next_look;
 use crate::owner::Qemu;
 use crate::qmp::QmpError;
@@ -28,6 +29,8 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const EXPORT_DEADLINE: Duration = Duration::from_secs(5);
 /// For a job that was told to end. Graceful endings take milliseconds once the mirror is in step.
 const END_DEADLINE: Duration = Duration::from_secs(10);
+/// Why a mirror failed that gives no reason.
+const EARLY: &str = "it ended before it was told to";
 /// Between two queries when no event comes.
 const QUERY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -206,6 +209,10 @@ impl Qemu {
         }
         self.cancel_job(slot, "finish", false).await?;
         let error = self.job_concluded(slot).await?.error;
+        if error.is_some() {
+            // The copy is not whole: nobody may take its end for a good one.
+            self.hang_up(slot);
+        }
         self.clear_away(slot, "finish").await?;
         match error {
             None => Ok(()),
@@ -214,14 +221,19 @@ impl Qemu {
     }
 
     /// Ends a mirror at once, whatever its state and its peer's; the source's disk is whole. No mirror is no error. One whose
-    /// start or end was given up half-way goes as well.
+    /// start or end was given up half-way goes as well. The peer sees its connection break: of a mirror's ends only
+    /// [`Qemu::mirror_finish`] is one in order.
     pub async fn mirror_abort(&self, slot: Slot) -> Result<(), QemuError> {
         if !self.sockets().contains_key(&slot) {
             return Ok(());
         }
         match self.settled_job(slot).await? {
-            None => return self.clear_target(slot).await,
-            Some(job) if job.status == "concluded" => {}
+            None => {
+                // Settled, so no handshake is cut short.
+                self.hang_up(slot);
+                return self.clear_target(slot).await;
+            }
+            Some(job) if job.status == "concluded" => self.hang_up(slot),
             Some(_) => {
                 if let Err(error) = self.cancel_job(slot, "abort", true).await {
                     // It may have ended by itself since; whether it has is seen below.
@@ -248,6 +260,20 @@ impl Qemu {
         serde_json::from_value(answer).map_err(|error| {
             failed(QmpError::Answer { command: "query-block-jobs".to_owned(), reason: error.to_string() })
         })
+    }
+
+    /// The first of these mirrors that is over although nobody ended it, and why.
+    pub async fn fallen_mirror(&self, slots: &[Slot]) -> Result<Option<(Slot, String)>, QemuError> {
+        let jobs = self.block_jobs().await?;
+        Ok(slots.iter().find_map(|slot| {
+            let id = job_id(*slot);
+            let reason = match jobs.iter().find(|job| job.id == id) {
+                None => "it is gone".to_owned(),
+                Some(job) if job.status == "concluded" => reason_of(job),
+                Some(_) => return None,
+            };
+            Some((*slot, reason))
+        }))
     }
 
     /// The mirror of a slot, or `None` when it has none.
@@ -331,8 +357,26 @@ impl Qemu {
     }
 }
 
+/// What an event says against the mirror of a slot that nobody ended: it met an error, or is over before its time.
+pub fn mirror_fault(event: &Event, slot: Slot) -> Option<String> {
+    let mine = job_id(slot);
+    match event {
+        Event::BlockJobError { id, operation, action } if *id == mine && action != "ignore" => {
+            Some(format!("a {operation} failed"))
+        }
+        Event::BlockJobCompleted { id, error } if *id == mine => {
+            Some(error.clone().unwrap_or_else(|| EARLY.to_owned()))
+        }
+        Event::BlockJobCancelled { id } if *id == mine => Some("it was cancelled".to_owned()),
+        Event::JobStatusChange { id, status } if *id == mine && status == "concluded" => {
+            Some(EARLY.to_owned())
+        }
+        _ => None,
+    }
+}
+
 fn reason_of(job: &BlockJob) -> String {
-    job.error.clone().unwrap_or_else(|| "it ended before it was told to".to_owned())
+    job.error.clone().unwrap_or_else(|| EARLY.to_owned())
 }
 
 fn timed_out(slot: Slot, wanted: &'static str, after: Duration, job: &BlockJob) -> QemuError {

@@ -1,21 +1,94 @@
-//! Peers that fall silent.
+//! Peers that fall silent or hang up, and what one side learns from how the other's streams end.
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dunlin_qemu::{
-    DiskSource, MigrationOptions, MigrationStatus, Mode, Qemu, Role, RunState,
+    DiskSource, MigrationOptions, MigrationStatus, Mode, NbdClientStream, Qemu, Role, RunState,
 };
 use nix::sys::signal::{Signal, kill};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
 
 use crate::common::{Host, SOON, dial, document, pattern, slot, stream_pair, writing_boot_disk};
 use crate::migration::{Pair, becomes, is_counting, is_writing, run_past_the_bios};
 
 /// Much longer than a QEMU that hears takes, and less than the shortest wait for one that does not.
 const AT_ONCE: Duration = Duration::from_secs(6);
+
+fn stream(socket: OwnedFd) -> tokio::net::UnixStream {
+    let socket = UnixStream::from(socket);
+    socket.set_nonblocking(true).unwrap();
+    tokio::net::UnixStream::from_std(socket).unwrap()
+}
+
+/// A connection to an NBD server whose client is overheard; gives what it said.
+fn overheard(nbd: &Path) -> (OwnedFd, JoinHandle<NbdClientStream>) {
+    let (client, ours) = stream_pair();
+    let (mut from_client, mut to_client) = stream(ours).into_split();
+    let (mut from_server, mut to_server) = stream(dial(nbd)).into_split();
+    let answers = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+    let heard = tokio::spawn(async move {
+        let (mut said, mut buffer) = (NbdClientStream::default(), vec![0; 1 << 20]);
+        while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+            said.feed(&buffer[..read]).unwrap();
+            let _ = to_server.write_all(&buffer[..read]).await;
+        }
+        answers.abort();
+        said
+    });
+    (client, heard)
+}
+
+#[tokio::test]
+async fn a_mirror_takes_its_leave_when_it_is_finished_and_at_no_other_end() {
+    let pair = Pair::new(&document()).await;
+    let place = slot(0, 1);
+    for (qemu, host) in [(&pair.source, &pair.source_host), (&pair.destination, &pair.destination_host)] {
+        let image = DiskSource::writable(host.disk("a.raw", &pattern(1 << 20)));
+        qemu.attach_disk(place, &image).await.unwrap();
+    }
+    let nbd = pair.destination_host.path("nbd.sock");
+    pair.destination.nbd_server_start(&nbd).await.unwrap();
+    let export = pair.destination.nbd_export_add(place).await.unwrap();
+    run_past_the_bios(&pair.source, &pair.source_host).await;
+    let start = async || {
+        let (socket, heard) = overheard(&nbd);
+        pair.source.mirror_start(place, socket, &export).await.unwrap();
+        pair.source.mirror_ready(place, SOON).await.unwrap();
+        heard
+    };
+    let left = async |heard: JoinHandle<NbdClientStream>| {
+        tokio::time::timeout(SOON, heard).await.expect("the stream ends").unwrap().took_leave()
+    };
+
+    let heard = start().await;
+    pair.source.mirror_abort(place).await.unwrap();
+    assert!(!left(heard).await, "aborted in step");
+
+    // Over by itself, connection in order: the guest runs on all the same.
+    let heard = start().await;
+    let cancel = json!({ "device": "mirror-0-1", "force": false });
+    pair.source.qmp().execute("block-job-cancel", cancel).await.unwrap();
+    let begin = Instant::now();
+    while pair.source.fallen_mirror(&[place]).await.unwrap().is_none() {
+        assert!(begin.elapsed() < SOON, "it does not end");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    pair.source.mirror_abort(place).await.unwrap();
+    assert!(!left(heard).await, "over before it was told to");
+
+    let heard = start().await;
+    assert_eq!(pair.source.fallen_mirror(&[place]).await.unwrap(), None);
+    pair.source.mirror_finish(place).await.unwrap();
+    assert!(left(heard).await, "finished");
+}
 
 /// Waits until QEMU answers nothing any more.
 async fn falls_deaf(qemu: &Qemu) {

@@ -26,12 +26,11 @@ use dunlin_wire::ids::Epoch;
 use dunlin_wire::service::InitializeOptions;
 use dunlin_wire::tree::SavedEndpoint;
 use protobuf::MessageField;
-use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::options::transfer_options;
-use super::{Transfer, refusal};
+use super::{Transfer, disk_stream, refusal};
 use crate::container;
 use crate::hold::Hold;
 use crate::process;
@@ -44,6 +43,8 @@ use crate::vm::{Vm, qemu_slot, state};
 const EXPORT_END_DEADLINE: Duration = Duration::from_secs(10);
 /// For a QEMU that has hung up to be seen dead.
 const DEATH: Duration = Duration::from_secs(1);
+/// For a source that has hung up to say why.
+const PEER_SPEAKS_FIRST: Duration = Duration::from_millis(500);
 /// A source that says nothing for this long is gone. Generous: disks are copied before memory.
 const RECEIVE_DEADLINE: Duration = Duration::from_secs(4 * 3600);
 
@@ -145,7 +146,8 @@ impl Sandbox {
             match stream {
                 Stream::Memory => memory = Some(socket),
                 Stream::Disk(_) => {
-                    disks.spawn(copy_disk(socket, self.directory.nbd_socket()));
+                    let server = self.directory.nbd_socket();
+                    disks.spawn(async move { (stream, disk_stream::carry(socket, &server).await) });
                 }
             }
         }
@@ -193,10 +195,22 @@ impl Sandbox {
         let exports = async {
             let mut sent = 0;
             let any = !disks.is_empty();
-            while let Some(copied) = disks.join_next().await {
-                sent += copied.unwrap_or(0);
+            while let Some(carried) = disks.join_next().await {
+                match carried {
+                    Ok((_, Ok(bytes))) => sent += bytes,
+                    Ok((stream, Err(broken))) => {
+                        // The source's own word, or QEMU's death, says more, and the one overtakes this.
+                        if broken.came_from_the_source() {
+                            tokio::time::sleep(PEER_SPEAKS_FIRST).await;
+                        }
+                        return Err(destination_failed(
+                            dead_or(vm, format!("the stream of {stream} ended too early: {broken}")).await,
+                        ));
+                    }
+                    Err(ended) => return Err(destination_failed(format!("a disk's stream: {ended}"))),
+                }
             }
-            // Mirrors end when the guest stands still. Before memory came they can only have failed.
+            // Mirrors are finished when the guest stands still.
             if any && loading.load(Ordering::Relaxed) {
                 self.open_wires();
             }
@@ -205,11 +219,7 @@ impl Sandbox {
                 match tokio::time::timeout(EXPORT_END_DEADLINE, end).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
-                        // Its death shows here first, as the end of what it was asked.
-                        let fault = match tokio::time::timeout(DEATH, vm.ended()).await {
-                            Ok(report) => format!("QEMU ended while it received: {report}"),
-                            Err(_) => format!("ending the disk exports failed: {error}"),
-                        };
+                        let fault = dead_or(vm, format!("ending the disk exports failed: {error}")).await;
                         return Err(destination_failed(fault));
                     }
                     Err(_) => {
@@ -378,24 +388,14 @@ impl Inner {
     }
 }
 
-fn destination_failed(message: String) -> TransferFault {
-    TransferFault { state: PhaseState::DestinationFailed, message }
+/// QEMU's death shows first as the end of what it was asked, or served.
+async fn dead_or(vm: &Vm, fault: String) -> String {
+    match tokio::time::timeout(DEATH, vm.ended()).await {
+        Ok(report) => format!("QEMU ended while it received: {report}"),
+        Err(_) => fault,
+    }
 }
 
-/// Carries one disk's NBD stream to QEMU's server. Gives the bytes that came.
-async fn copy_disk(socket: OwnedFd, server: std::path::PathBuf) -> u64 {
-    let copied = async {
-        let stream = std::net::TcpStream::from(socket);
-        stream.set_nonblocking(true)?;
-        let mut peer = tokio::net::TcpStream::from_std(stream)?;
-        let mut server = UnixStream::connect(server).await?;
-        tokio::io::copy_bidirectional_with_sizes(&mut peer, &mut server, 1 << 20, 1 << 16).await
-    };
-    match copied.await {
-        Ok((received, _)) => received,
-        Err(error) => {
-            tracing::warn!(%error, "a disk stream broke");
-            0
-        }
-    }
+fn destination_failed(message: String) -> TransferFault {
+    TransferFault { state: PhaseState::DestinationFailed, message }
 }

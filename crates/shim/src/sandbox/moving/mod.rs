@@ -10,6 +10,7 @@
 //! their effect's epoch; a late answer of an earlier session is the session's to ignore.
 
 mod destination;
+mod disk_stream;
 mod driver;
 pub(crate) mod notices;
 pub(crate) mod options;

@@ -5,6 +5,8 @@
 //!    -> pre-switchover -> mirrors end in step, NBD nodes go -> continue -> completed
 //! ```
 
+mod mirrors;
+
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use dunlin_migration::notice::{PhaseState, Progress};
 use dunlin_migration::session::{Completion, TransferFault};
 use dunlin_net::Tail;
 use dunlin_net::tail::Span;
-use dunlin_qemu::{Event, EventStream, EventsLost, MigrationStatus, QemuError, Role, TimedEvent};
+use dunlin_qemu::{
+    Event, EventStream, EventsLost, MigrationStatus, QemuError, Role, TimedEvent, mirror_fault,
+};
 use dunlin_wire::Any;
 use dunlin_wire::handoff::{FRAMES_MAX, Handoff};
 use dunlin_wire::handover::Stream;
@@ -26,10 +30,6 @@ use super::options::{Course, Reading, Threshold};
 use crate::sandbox::Sandbox;
 use crate::vm::{Vm, qemu_slot};
 
-/// The first copy of the disks: as long as it takes, but not for ever.
-const MIRROR_DEADLINE: Duration = Duration::from_secs(3600);
-/// Ending a mirror that is in step, guest paused.
-const MIRROR_END_DEADLINE: Duration = Duration::from_secs(10);
 /// Memory, while the guest runs: a caller's own bound comes long before.
 const BROWNOUT_DEADLINE: Duration = Duration::from_secs(4 * 3600);
 const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
@@ -145,7 +145,7 @@ impl Sending<'_> {
         self.mirrors_in_step().await?;
         self.steps.ended("disks copied once");
 
-        // Subscribed before the start: nothing is missed.
+        // Subscribed before the start, and before a last look at the mirrors: nothing is missed.
         let mut events = self.vm.qemu.events();
         self.mirrors_stand().await?;
         let copy = memory.try_clone();
@@ -279,6 +279,10 @@ impl Sending<'_> {
 
     /// Events that end a transfer at any time; others are nothing to it.
     async fn ends(&self, event: &Event) -> Result<(), TransferFault> {
+        let fallen = |slot: &Slot| Some((*slot, mirror_fault(event, qemu_slot(*slot))?));
+        if let Some((slot, fault)) = self.disks.iter().find_map(fallen) {
+            return Err(self.mirror_fell(slot, fault).await);
+        }
         match event {
             Event::Migration(MigrationStatus::Failed) => Err(self.why().await),
             Event::Migration(MigrationStatus::Cancelled) => Err(cancelled()),
@@ -319,48 +323,6 @@ impl Sending<'_> {
         Ok(())
     }
 
-    /// Waits until every mirror has copied its disk once.
-    async fn mirrors_in_step(&mut self) -> Result<(), TransferFault> {
-        let deadline = Instant::now() + MIRROR_DEADLINE;
-        let mut period = tokio::time::interval(PROGRESS_PERIOD);
-        for slot in self.disks.clone() {
-            let vm = Arc::clone(self.vm);
-            let left = deadline.saturating_duration_since(Instant::now());
-            let ready = vm.qemu.mirror_ready(qemu_slot(slot), left);
-            tokio::pin!(ready);
-            loop {
-                tokio::select! {
-                    result = &mut ready => {
-                        result.map_err(|error| source_failed(error.to_string()))?;
-                        break;
-                    }
-                    _ = period.tick() => self.report().await,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The guest writes no more: each mirror is ended in step with its disk.
-    async fn settle_disks(&mut self) -> Result<(), TransferFault> {
-        while let Some(slot) = self.disks.first().copied() {
-            self.count_disks();
-            let end = self.vm.qemu.mirror_finish(qemu_slot(slot));
-            match tokio::time::timeout(MIRROR_END_DEADLINE, end).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(source_failed(error.to_string())),
-                Err(_) => {
-                    return Err(source_failed(format!(
-                        "the mirror of disk {slot} did not end within {} s",
-                        MIRROR_END_DEADLINE.as_secs()
-                    )));
-                }
-            }
-            self.disks.remove(0);
-        }
-        Ok(())
-    }
-
     async fn report(&mut self) {
         self.read_figures().await;
         self.sandbox.mover.done(self.epoch, Completion::TransferProgressed(self.progress));
@@ -384,16 +346,6 @@ impl Sending<'_> {
             self.progress.downtime = info.downtime_ms.map(Duration::from_millis);
         }
         self.count_disks();
-    }
-
-    /// Bytes on the disks' connections so far; a mirror that has ended keeps its last count.
-    fn count_disks(&mut self) {
-        for slot in &self.disks {
-            if let Some(bytes) = self.vm.qemu.mirror_bytes_sent(qemu_slot(*slot)) {
-                self.sent.insert(*slot, bytes);
-            }
-        }
-        self.progress.disk_sent = self.sent.values().sum();
     }
 
     async fn why(&self) -> TransferFault {
