@@ -12,6 +12,7 @@ mod endings;
 mod movement;
 mod network;
 mod pods;
+mod records;
 mod refusals;
 mod rollback;
 mod sandbox;

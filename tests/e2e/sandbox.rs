@@ -396,6 +396,8 @@ fn a_wait_ends_where_the_sandbox_never_ran(lab: &Lab) {
             ..Default::default()
         };
         destination.migration().import_sandbox(context(), &import).await.expect("imported");
+        // What its controller says of it before its first container; the machine is the saved state's.
+        destination.create().await;
         destination.assert_standing(&destination.status().await, "arriving", "SANDBOX_NOTREADY");
         assert_refused("a start amid a move", destination.begin().await, Code::FAILED_PRECONDITION);
         destination.ping().await.expect("a shim that waits for a machine is alive");

@@ -30,9 +30,11 @@ pub(crate) enum ArrivalError {
     #[error(transparent)]
     Pod(#[from] CriArrivalError),
     /// The spec is not a JSON object.
-    #[error("container `{id}`: its OCI spec cannot be annotated: {reason}; only JSON specs can be moved")]
+    #[error(
+        "container or sandbox `{id}`: its OCI spec cannot be annotated: {reason}; only JSON specs can be moved"
+    )]
     Spec {
-        /// The container.
+        /// The container, or the sandbox.
         id: String,
         /// What is wrong.
         reason: String,
@@ -241,8 +243,7 @@ pub(crate) async fn remove_objects(
     Ok(())
 }
 
-/// The container as the destination's containerd keeps it. Its `sandbox` field stays empty: it would
-/// name an object of the source's containerd.
+/// The container as the destination's containerd keeps it. It names a sandbox when the sandbox's record has come too.
 fn container_of(place: &Place, facts: &ContainerFacts) -> Result<api::Container, ArrivalError> {
     let spec =
         annotated(place, facts).map_err(|reason| ArrivalError::Spec { id: facts.id.clone(), reason })?;
@@ -256,6 +257,7 @@ fn container_of(place: &Place, facts: &ContainerFacts) -> Result<api::Container,
         spec: Some(Any { type_url: facts.spec_type.clone(), value: spec }),
         snapshotter: facts.snapshotter.clone(),
         snapshot_key: facts.snapshot_key.clone(),
+        sandbox: if facts.in_record { place.sandbox.clone() } else { String::new() },
         ..api::Container::default()
     })
 }
@@ -267,15 +269,21 @@ fn session_label(place: &Place) -> (String, String) {
 /// The spec with the two annotations that lead `start` to the waiting shim; those of an earlier
 /// move are overwritten.
 fn annotated(place: &Place, facts: &ContainerFacts) -> Result<Vec<u8>, String> {
+    annotate(&facts.spec, &[(SOURCE_CONTAINER, &facts.id), (SANDBOX, &place.sandbox)])
+}
+
+/// A JSON spec with annotations, which take the place of those of their names. Err: in words, what is wrong with it.
+pub(super) fn annotate(spec: &[u8], notes: &[(&str, &str)]) -> Result<Vec<u8>, String> {
     let mut spec: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&facts.spec).map_err(|error| error.to_string())?;
+        serde_json::from_slice(spec).map_err(|error| error.to_string())?;
     let annotations = spec.entry("annotations").or_insert_with(|| serde_json::json!({}));
     if annotations.is_null() {
         *annotations = serde_json::json!({});
     }
     let annotations = annotations.as_object_mut().ok_or("`annotations` is not an object")?;
-    annotations.insert(SOURCE_CONTAINER.into(), facts.id.clone().into());
-    annotations.insert(SANDBOX.into(), place.sandbox.clone().into());
+    for (key, value) in notes {
+        annotations.insert((*key).into(), (*value).into());
+    }
     serde_json::to_vec(&spec).map_err(|error| error.to_string())
 }
 
@@ -350,7 +358,9 @@ mod tests {
         assert_eq!(container.image, "docker.io/library/busybox:1");
         assert_eq!((container.labels["who"].as_str(), container.labels[SESSION].as_str()), ("me", "s"));
         assert_eq!(container.sandbox, "");
+        let of_record = container_of(&place("s"), &ContainerFacts { in_record: true, ..mine }).unwrap();
+        assert_eq!(of_record.sandbox, "s1");
         let error = container_of(&place("s"), &facts("[]")).unwrap_err().to_string();
-        assert!(error.contains("container `c1`"), "{error}");
+        assert!(error.contains("`c1`"), "{error}");
     }
 }

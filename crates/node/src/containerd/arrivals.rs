@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::SESSION;
 use super::arrival::{Arrival, ArrivalError};
 use super::client::{Containerd, ContainerdError, optional};
+use super::record::RecordArrival;
 use crate::cri::NAMESPACE;
 use crate::cri::arrival::{PodArrival, Renamed};
 use crate::network::namespaces;
@@ -24,8 +25,8 @@ const TASKS_GONE: Duration = Duration::from_secs(30);
 /// The containers of one arriving sandbox.
 #[derive(Debug)]
 pub(crate) enum Arrivals {
-    /// Made here, in this order.
-    Each(Vec<Arrival>),
+    /// Made here, in this order, after the sandbox's own record, if it has one.
+    Each(Option<Box<RecordArrival>>, Vec<Arrival>),
     /// Made by CRI.
     Pod(Box<ArrivingPod>),
 }
@@ -40,8 +41,8 @@ pub(crate) struct ArrivingPod {
 
 impl Arrivals {
     /// Nothing is made yet.
-    pub(crate) fn new(members: Vec<Arrival>) -> Arrivals {
-        Arrivals::Each(members)
+    pub(crate) fn new(record: Option<RecordArrival>, members: Vec<Arrival>) -> Arrivals {
+        Arrivals::Each(record.map(Box::new), members)
     }
 
     /// Nothing is made yet.
@@ -54,7 +55,10 @@ impl Arrivals {
     pub(crate) async fn create(&mut self) -> Result<Vec<u32>, ArrivalError> {
         let mut pids = Vec::new();
         match self {
-            Arrivals::Each(members) => {
+            Arrivals::Each(record, members) => {
+                if let Some(record) = record {
+                    record.create().await?;
+                }
                 for arrival in members {
                     pids.push(arrival.create().await?);
                 }
@@ -83,14 +87,17 @@ impl Arrivals {
     }
 
     /// Deletes the tasks while their shim can still answer, the last one first: the sandbox's own
-    /// container is the last that a shim lets go. Goes on after a failure and tells the first. A pod is
+    /// container is the last that a shim lets go, unless it has a record. Goes on after a failure and tells the first. A pod is
     /// removed as a whole.
     pub(crate) async fn delete_tasks(&mut self) -> Result<(), ContainerdError> {
         match self {
-            Arrivals::Each(members) => {
+            Arrivals::Each(record, members) => {
                 let mut result = Ok(());
                 for arrival in members.iter_mut().rev() {
                     result = result.and(arrival.delete_task().await);
+                }
+                if let Some(record) = record {
+                    result = result.and(record.shut_down().await);
                 }
                 result
             }
@@ -108,9 +115,12 @@ impl Arrivals {
     pub(crate) async fn settle(&mut self) -> Result<(), ContainerdError> {
         let mut result = Ok(());
         match self {
-            Arrivals::Each(members) => {
+            Arrivals::Each(record, members) => {
                 for arrival in members {
                     result = result.and(arrival.settle().await);
+                }
+                if let Some(record) = record {
+                    result = result.and(record.settle().await);
                 }
             }
             Arrivals::Pod(arriving) => {
@@ -132,9 +142,12 @@ impl Arrivals {
         let deadline = Instant::now() + TASKS_GONE;
         let mut left = Vec::new();
         match self {
-            Arrivals::Each(members) => {
+            Arrivals::Each(record, members) => {
                 for arrival in members.iter_mut().rev() {
                     left.extend(arrival.remove(deadline).await);
+                }
+                if let Some(record) = record {
+                    left.extend(record.remove(deadline).await);
                 }
             }
             Arrivals::Pod(arriving) => left.extend(arriving.pod.remove().await),

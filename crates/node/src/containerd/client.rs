@@ -13,9 +13,9 @@ use containerd_client::types::Mount;
 use containerd_client::types::v1::Process;
 
 /// Metadata calls.
-const SHORT: Duration = Duration::from_secs(10);
+pub(super) const SHORT: Duration = Duration::from_secs(10);
 /// Calls that stop a shim.
-const LONG: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_secs(60);
 /// A task whose layers have to be built first.
 const BUILD: Duration = Duration::from_secs(570);
 
@@ -98,7 +98,7 @@ pub(crate) fn optional<T>(result: Result<T, ContainerdError>) -> Result<Option<T
 /// A connection to one containerd; a clone shares it.
 #[derive(Debug, Clone)]
 pub(crate) struct Containerd {
-    channel: Channel,
+    pub(super) channel: Channel,
     socket: PathBuf,
 }
 
@@ -297,7 +297,12 @@ impl Containerd {
         self.call(LONG, action, client.delete(in_namespace(namespace, request)?)).await.map(drop)
     }
 
-    async fn call<T, F>(&self, limit: Duration, action: String, call: F) -> Result<T, ContainerdError>
+    pub(super) async fn call<T, F>(
+        &self,
+        limit: Duration,
+        action: String,
+        call: F,
+    ) -> Result<T, ContainerdError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -331,7 +336,7 @@ pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-fn in_namespace<T>(namespace: &str, message: T) -> Result<Request<T>, ContainerdError> {
+pub(super) fn in_namespace<T>(namespace: &str, message: T) -> Result<Request<T>, ContainerdError> {
     let mut request = Request::new(message);
     let value = namespace.parse().map_err(|_| ContainerdError::Namespace(namespace.to_owned()))?;
     request.metadata_mut().insert("containerd-namespace", value);

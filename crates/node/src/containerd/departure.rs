@@ -5,16 +5,17 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::client::{Containerd, optional};
+use super::record;
 use crate::cri;
 use crate::proto::cri_facts::Part;
 use crate::proto::{ContainerFacts, SandboxFacts};
 
 /// How long containerd may take, for all of a sandbox, to notice that a shim is gone.
 const TASKS_GONE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(200);
+pub(super) const POLL: Duration = Duration::from_millis(200);
 
 /// Removes tasks, containers and snapshots of `sandbox`, workloads before the sandbox's own
-/// container, with which its shim ends. Safe to repeat; says what was left and how to remove it.
+/// container, with which its shim ends; a sandbox's record is the last. Safe to repeat; says what was left and how to remove it.
 pub(crate) async fn remove(containerd: &Containerd, sandbox: &SandboxFacts) -> Vec<String> {
     let deadline = Instant::now() + TASKS_GONE;
     if let Some(pod) = pod_of(sandbox) {
@@ -23,6 +24,9 @@ pub(crate) async fn remove(containerd: &Containerd, sandbox: &SandboxFacts) -> V
     let mut left = Vec::new();
     for facts in sandbox.containers.iter().rev() {
         left.extend(remove_one(containerd, &sandbox.namespace, facts, deadline).await.err());
+    }
+    if left.is_empty() {
+        left.extend(record::depart(containerd, sandbox, deadline).await.err());
     }
     left
 }

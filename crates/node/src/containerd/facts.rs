@@ -7,7 +7,7 @@ use containerd_client::types::v1::{Process, Status};
 
 use super::client::{Containerd, ContainerdError, optional};
 use super::membership::{members, runtime_of, sandbox_among};
-use super::{RUNTIME, SESSION, stdio};
+use super::{RUNTIME, SESSION, record, stdio};
 use crate::cri::facts::CriFactsError;
 use crate::cri::plan::{Plan, PlanError};
 use crate::network::namespaces::{self, NetworkError};
@@ -35,6 +35,16 @@ pub(crate) enum FactsError {
         id: String,
         /// Its runtime.
         runtime: String,
+    },
+    /// A sandbox that has a record and no container.
+    #[error(
+        "sandbox `{id}` in namespace `{namespace}` has no container, and one without can not be moved; add one to it first"
+    )]
+    Empty {
+        /// The sandbox.
+        id: String,
+        /// Its namespace.
+        namespace: String,
     },
     /// It does not run.
     #[error(
@@ -111,6 +121,9 @@ pub(crate) async fn sandbox_named(
         };
     }
     if members(containers, name).is_empty() {
+        if record::gather(containerd, namespace, name).await?.is_some() {
+            return Err(FactsError::Empty { id: name.into(), namespace: namespace.into() });
+        }
         return Err(unknown(containerd, namespace, name).await);
     }
     Ok(name.into())
@@ -159,9 +172,19 @@ pub(crate) async fn gather(
             (None, None) => unknown(containerd, namespace, asked).await,
         });
     }
-    let mut containers = Vec::with_capacity(with_task.len());
+    let mut containers: Vec<proto::ContainerFacts> = Vec::with_capacity(with_task.len());
     for (container, task) in with_task {
-        containers.push(facts_of(containerd, namespace, container, &task).await?);
+        let in_record = container.sandbox == sandbox;
+        let facts = facts_of(containerd, namespace, container, &task).await?;
+        containers.push(proto::ContainerFacts { in_record, ..facts });
+    }
+    let record = match containers.iter().any(|container| container.cri.is_some()) {
+        // CRI keeps its pods' records itself, there as here.
+        true => None,
+        false => record::gather(containerd, namespace, sandbox).await?,
+    };
+    if record.is_none() {
+        containers.iter_mut().for_each(|container| container.in_record = false);
     }
     let networks = namespaces::gather(&containers, &wish.namespaces).await?;
     // The destination reads the same; here a pod that cannot be made again is told before anything begins.
@@ -182,6 +205,7 @@ pub(crate) async fn gather(
             containers,
             networks,
             network: wish.mode.into(),
+            record: record.unwrap_or_default(),
         },
     })
 }
@@ -223,6 +247,7 @@ async fn facts_of(
         spec: spec.value,
         stdio: Some(stdio),
         cri,
+        in_record: false,
     })
 }
 

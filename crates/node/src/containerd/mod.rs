@@ -2,11 +2,12 @@
 //! move, removing one that has left.
 //!
 //! ```text
-//!   client        one call each, with namespace and deadline
+//!   client        one call each, with namespace and deadline; `sandboxes`: those of the Sandbox services
 //!   membership    which containers are one sandbox, and in which order
 //!   facts         source: what must exist on the other side
 //!   arrival       destination: one container, snapshot -> container -> task, and back
 //!   arrivals      destination: all of a sandbox, in order, and back in the reverse one
+//!   record        both: the record of a sandbox that was made through the Sandbox API
 //!   departure     source, after the move: task -> container -> snapshot
 //!   stdio         which FIFO or file stands in for the source's
 //! ```
@@ -17,6 +18,8 @@ pub(crate) mod client;
 pub(crate) mod departure;
 pub(crate) mod facts;
 pub(crate) mod membership;
+pub(crate) mod record;
+mod sandboxes;
 pub(crate) mod stdio;
 
 pub(crate) use client::{Containerd, ContainerdError};

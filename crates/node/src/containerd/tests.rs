@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use containerd_client::services::v1 as api;
 use containerd_client::tonic::Request;
+use containerd_client::types::{Sandbox, sandbox};
+use prost::Message;
 
 use super::arrival::{Arrival, ArrivalError, Place, obstacles};
 use super::arrivals::Arrivals;
 use super::client::{Containerd, ContainerdError, optional};
 use super::facts::{FactsError, Gathered, NetworkWish, gather, list, sandbox_named};
 use super::stdio::{self, Streams};
-use super::{RUNTIME, SANDBOX, SESSION, departure};
+use super::{RUNTIME, SANDBOX, SESSION, departure, record};
 use crate::config::NodeConfig;
 use crate::peer::leftover;
 use crate::proto::{ContainerFacts, SandboxFacts, Stdio as Kinds, StreamKind};
@@ -152,6 +154,7 @@ fn facts() -> ContainerFacts {
             .to_vec(),
         stdio: Some(Kinds { stdout: StreamKind::Fifo.into(), ..Kinds::default() }),
         cri: None,
+        in_record: false,
     }
 }
 
@@ -172,8 +175,30 @@ async fn what_an_arrival_made_is_removed_and_nothing_else() {
     let found = obstacles(&containerd, NAMESPACE, &other).await.unwrap();
     assert_eq!(found.first().map(|mismatch| mismatch.field.as_str()), Some("snapshotter"), "{found:?}");
 
+    // A sandbox's own record wants a containerd that keeps one.
+    let record = Sandbox {
+        sandbox_id: "s1".into(),
+        runtime: Some(sandbox::Runtime { name: RUNTIME.into(), options: None }),
+        ..Sandbox::default()
+    };
+    let sandbox = SandboxFacts {
+        namespace: NAMESPACE.into(),
+        id: "s1".into(),
+        record: record.encode_to_vec(),
+        ..SandboxFacts::default()
+    };
+    let keeps = match containerd.sandbox(NAMESPACE, "s1").await {
+        Err(error) if error.is_no_service() => false,
+        found => found.unwrap().is_none(),
+    };
+    let found = record::obstacles(&containerd, &sandbox).await.unwrap();
+    let fields: Vec<_> = found.iter().map(|mismatch| mismatch.field.as_str()).collect();
+    assert_eq!(fields, if keeps { [].as_slice() } else { &["sandbox record"] }, "{found:?}");
+    assert_eq!(record::gather(&containerd, NAMESPACE, "s1").await.unwrap(), None);
+    assert_eq!(containerd.sandboxes_labelled(NAMESPACE, SESSION).await.unwrap(), Vec::new());
+
     // The task cannot be made: no shim is found. Everything before it was.
-    let mut arrivals = Arrivals::new(vec![host.arrival(&containerd, "one", &facts)]);
+    let mut arrivals = Arrivals::new(None, vec![host.arrival(&containerd, "one", &facts)]);
     let error = arrivals.create().await.unwrap_err();
     assert!(matches!(error, ArrivalError::Containerd(_)), "{error}");
     let made = containerd.container(NAMESPACE, "c1").await.unwrap();
@@ -186,7 +211,7 @@ async fn what_an_arrival_made_is_removed_and_nothing_else() {
     assert!(found.iter().all(|mismatch| mismatch.container == "c1"), "{found:?}");
 
     // A second arrival finds the container there, and must leave it.
-    let mut second = Arrivals::new(vec![host.arrival(&containerd, "two", &facts)]);
+    let mut second = Arrivals::new(None, vec![host.arrival(&containerd, "two", &facts)]);
     let error = second.create().await.unwrap_err();
     assert!(matches!(error, ArrivalError::Containerd(ContainerdError::Exists { .. })), "{error}");
     assert_eq!(second.remove().await, Vec::<String>::new());
@@ -376,7 +401,7 @@ async fn a_pod_is_read_made_and_removed_as_one() {
 
     // Made in order, all but one started; what each state is, is its shim's.
     let names = ["", "created", "ended", "paused", "runs"];
-    let mut arrivals = Arrivals::new(names.map(|name| pod.arrival(name)).into());
+    let mut arrivals = Arrivals::new(None, names.map(|name| pod.arrival(name)).into());
     let pids = arrivals.create().await.unwrap();
     assert!(pids.len() == 5 && pids.iter().all(|pid| *pid > 0), "{pids:?}");
     for name in ["", "ended", "paused", "runs"] {
@@ -460,7 +485,7 @@ async fn a_pod_whose_last_container_cannot_be_made_leaves_nothing() {
     };
     containerd.create_container(NAMESPACE, taken).await.unwrap();
 
-    let mut arrivals = Arrivals::new(["", "web", "taken"].map(|name| pod.arrival(name)).into());
+    let mut arrivals = Arrivals::new(None, ["", "web", "taken"].map(|name| pod.arrival(name)).into());
     let error = arrivals.create().await.unwrap_err().to_string();
     assert!(error.contains("-taken` ") && error.contains("exists already"), "{error}");
     let record = containerd.container(NAMESPACE, &pod.id).await.unwrap();

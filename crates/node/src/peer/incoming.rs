@@ -14,6 +14,7 @@ use crate::config::NodeConfig;
 use crate::containerd::Containerd;
 use crate::containerd::arrival::{Arrival, Place};
 use crate::containerd::arrivals::Arrivals;
+use crate::containerd::record::{self, RecordArrival};
 use crate::containerd::stdio::{self, StdioError};
 use crate::cri::arrival::PodArrival;
 use crate::cri::plan::{Plan, PlanError};
@@ -207,7 +208,9 @@ impl Incoming {
             admit::paths(&container, &self.config.termination_logs).map_err(IncomingError::Field)?;
             Ok(Arrival::new(self.containerd.clone(), place.clone(), container, streams))
         });
-        Ok(Arrivals::new(arrivals.collect::<Result<_, IncomingError>>()?))
+        let record = record::read(facts).map_err(IncomingError::Field)?;
+        let record = record.map(|kept| RecordArrival::new(self.containerd.clone(), place.clone(), kept));
+        Ok(Arrivals::new(record, arrivals.collect::<Result<_, IncomingError>>()?))
     }
 
     /// Ends session `id` and whatever a former life of this node left of it.

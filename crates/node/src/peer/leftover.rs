@@ -1,9 +1,9 @@
 //! Destination: what a former life of this node began and nobody can finish any more.
 //!
 //! A session is known to the life that began it alone: after a restart its move cannot succeed, unless
-//! it had already. What is left of it is found by the label that its containers carry until they run:
+//! it had already. What is left of it is found by the label that its containers, and the sandbox's record if it has one, carry until they run:
 //!
-//! | shim of the sandbox | containers |
+//! | shim of the sandbox | containers and record |
 //! |---|---|
 //! | runs the machine | stay; the label goes |
 //! | holds a machine that has come whole | stay, with a warning: if the source is lost, it is the last copy |
@@ -16,6 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use containerd_client::services::v1::Container;
+use containerd_client::types::Sandbox;
 use containerd_client::types::v1::Status;
 use dunlin_wire::service;
 use serde_json::Value;
@@ -25,7 +26,7 @@ use crate::config::NodeConfig;
 use crate::containerd::arrival::{Place, remove_objects};
 use crate::containerd::client::{Containerd, ContainerdError, optional};
 use crate::containerd::membership::{annotation_of, runtime_of};
-use crate::containerd::{CRI_SANDBOX, RUNTIME, SANDBOX, SESSION, SOURCE_CONTAINER, stdio};
+use crate::containerd::{CRI_SANDBOX, RUNTIME, SANDBOX, SESSION, SOURCE_CONTAINER, record, stdio};
 use crate::cri;
 use crate::network::cni::made::Memory;
 use crate::network::namespaces;
@@ -50,6 +51,21 @@ struct Unsettled {
     snapshot_key: String,
     /// Its pod, when CRI made it.
     pod: Option<String>,
+}
+
+/// What arrivals of one sandbox made and nobody owns yet; one of the two is there.
+#[derive(Debug, Default)]
+struct Found {
+    containers: Vec<Unsettled>,
+    /// The sandbox's own, with the session that made it.
+    record: Option<(Place, Sandbox)>,
+}
+
+impl Found {
+    fn session(&self) -> Option<&str> {
+        let first = self.containers.first().map(|container| &container.place);
+        first.or(self.record.as_ref().map(|(place, _)| place)).map(|place| place.session.as_str())
+    }
 }
 
 /// What became of a session that this life of the node does not know.
@@ -123,7 +139,8 @@ pub(super) async fn has_come_whole(home: &ShimHome, session: &str) -> bool {
 pub(crate) async fn sweep(config: &NodeConfig, containerd: &Containerd) {
     let sweeping = async {
         for namespace in containerd.namespaces().await? {
-            for (sandbox, found) in by_sandbox(unsettled(containerd, &namespace).await?) {
+            let records = unsettled_records(containerd, &namespace).await?;
+            for (sandbox, found) in by_sandbox(unsettled(containerd, &namespace).await?, records) {
                 let home = ShimHome::new(&config.state_dir, &namespace, &sandbox);
                 // One that cannot be looked at keeps no other waiting.
                 if let Err(error) = sweep_sandbox(config, containerd, &home, &found).await {
@@ -144,14 +161,14 @@ async fn sweep_sandbox(
     config: &NodeConfig,
     containerd: &Containerd,
     home: &ShimHome,
-    found: &[Unsettled],
+    found: &Found,
 ) -> Result<(), ContainerdError> {
-    let Some(session) = found.first().map(|container| container.place.session.as_str()) else {
+    let Some(session) = found.session() else {
         return Ok(());
     };
     if home.process().is_some() || home.listening().await.is_some() {
         // A shim lets nothing run before its move has succeeded.
-        if any_runs(containerd, found).await? {
+        if any_runs(containerd, &found.containers).await? {
             return settle(containerd, found).await;
         }
         if has_come_whole(home, session).await {
@@ -177,11 +194,18 @@ async fn sweep_sandbox(
             }
         }
     }
-    for container in found.iter().rev() {
+    for container in found.containers.iter().rev() {
         let id = &container.id;
         match remove(containerd, &config.io_dir, container).await {
             Ok(()) => tracing::warn!(session, id, "removed a container that an unfinished move had left"),
             Err(reason) => tracing::warn!(session, id, reason, "an unfinished move has left a container"),
+        }
+    }
+    if let Some((place, kept)) = &found.record {
+        let removing = record::remove(containerd, place, &kept.sandboxer, Instant::now() + TASK_GONE);
+        match removing.await {
+            Ok(()) => tracing::warn!(session, "removed a sandbox's record that an unfinished move had left"),
+            Err(reason) => tracing::warn!(session, reason, "an unfinished move has left a sandbox's record"),
         }
     }
     Ok(())
@@ -205,6 +229,15 @@ pub(crate) async fn remove_session(
     let mut left = Vec::new();
     for container in found.iter().rev().filter(|container| container.place.session == session) {
         left.extend(remove(containerd, &config.io_dir, container).await.err());
+    }
+    match unsettled_records(containerd, namespace).await {
+        Ok(records) => {
+            for (place, kept) in records.iter().filter(|(place, _)| place.session == session) {
+                let deadline = Instant::now() + TASK_GONE;
+                left.extend(record::remove(containerd, place, &kept.sandboxer, deadline).await.err());
+            }
+        }
+        Err(error) => left.push(format!("cannot look for records of session {session}: {error}")),
     }
     left.extend(Memory::of(&config.state_dir).release_session(session).await);
     left
@@ -242,6 +275,21 @@ async fn unsettled(containerd: &Containerd, namespace: &str) -> Result<Vec<Unset
     Ok(labelled.iter().filter_map(|container| read(namespace, container)).collect())
 }
 
+async fn unsettled_records(
+    containerd: &Containerd,
+    namespace: &str,
+) -> Result<Vec<(Place, Sandbox)>, ContainerdError> {
+    let labelled = containerd.sandboxes_labelled(namespace, SESSION).await?;
+    let read = |kept: Sandbox| {
+        let session = kept.labels.get(SESSION).filter(|session| !session.is_empty())?.clone();
+        let ours = kept.runtime.as_ref().is_some_and(|runtime| runtime.name == RUNTIME);
+        let plain = [namespace, &kept.sandbox_id].into_iter().all(|id| stdio::plain(id).is_ok());
+        let place = Place { namespace: namespace.into(), sandbox: kept.sandbox_id.clone(), session };
+        (ours && plain).then_some((place, kept))
+    };
+    Ok(labelled.into_iter().filter_map(read).collect())
+}
+
 /// What is known of a labelled container; `None` when an arrival cannot have made it.
 fn read(namespace: &str, container: &Container) -> Option<Unsettled> {
     let session = container.labels.get(SESSION).filter(|session| !session.is_empty())?;
@@ -257,10 +305,14 @@ fn read(namespace: &str, container: &Container) -> Option<Unsettled> {
     })
 }
 
-fn by_sandbox(found: Vec<Unsettled>) -> BTreeMap<String, Vec<Unsettled>> {
-    let mut sandboxes: BTreeMap<String, Vec<Unsettled>> = BTreeMap::new();
+fn by_sandbox(found: Vec<Unsettled>, records: Vec<(Place, Sandbox)>) -> BTreeMap<String, Found> {
+    let mut sandboxes: BTreeMap<String, Found> = BTreeMap::new();
     for container in found {
-        sandboxes.entry(container.place.sandbox.clone()).or_default().push(container);
+        sandboxes.entry(container.place.sandbox.clone()).or_default().containers.push(container);
+    }
+    for (place, kept) in records {
+        let sandbox = place.sandbox.clone();
+        sandboxes.entry(sandbox).or_default().record = Some((place, kept));
     }
     sandboxes
 }
@@ -275,9 +327,12 @@ async fn any_runs(containerd: &Containerd, sandbox: &[Unsettled]) -> Result<bool
     Ok(false)
 }
 
-async fn settle(containerd: &Containerd, sandbox: &[Unsettled]) -> Result<(), ContainerdError> {
-    for Unsettled { place, id, .. } in sandbox {
+async fn settle(containerd: &Containerd, sandbox: &Found) -> Result<(), ContainerdError> {
+    for Unsettled { place, id, .. } in &sandbox.containers {
         optional(containerd.remove_label(&place.namespace, id, SESSION).await)?;
+    }
+    if let Some((place, kept)) = &sandbox.record {
+        optional(record::settle(containerd, &place.namespace, kept.clone()).await)?;
     }
     Ok(())
 }

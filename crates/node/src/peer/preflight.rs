@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::NodeConfig;
-use crate::containerd::{Containerd, ContainerdError, RUNTIME, arrival, stdio};
+use crate::containerd::{Containerd, ContainerdError, RUNTIME, arrival, record, stdio};
 use crate::cri::{self, plan::Plan};
 use crate::network::cni::Network;
 use crate::network::{contract, namespaces};
@@ -52,6 +52,7 @@ pub(crate) async fn compare(
         for container in &sandbox.containers {
             found.extend(arrival::obstacles(containerd, &sandbox.namespace, container).await?);
         }
+        found.extend(record::obstacles(containerd, &sandbox).await?);
         found.extend(pod_obstacles(config, containerd, &sandbox).await);
         for pod in &sandbox.networks {
             let (settled, mismatches) = network_of(config, pod, sandbox.network()).await;

@@ -6,7 +6,7 @@
 //!                         |                 |--QEMU ends--> stopped
 //!                         |                 |--a move-----> moved-away
 //!                         +--stop--> stopped
-//! arriving (a destination) --> ready | stopped
+//! arriving (a destination) --create--> arriving --> ready | stopped
 //! ```
 //!
 //! What it calls ready is told by the machine and the migration session; [`Record`] holds only what neither
@@ -239,10 +239,12 @@ impl Sandbox {
         Err(ApiError::Other { asked: asked.to_owned(), id: self.id.clone() }.into())
     }
 
-    /// Takes what containerd says of the sandbox before its machine. The bundle may be without a spec.
+    /// Takes what containerd says of the sandbox before its machine; before that of an arriving one, whose machine is
+    /// what the saved state says. The bundle may be without a spec.
     pub(crate) fn create_sandbox(&self, new: NewSandbox) -> Result<(), SandboxError> {
         self.is_sandbox(&new.id)?;
-        self.mover.gate(TaskCall::Start)?;
+        let arrives = self.standing() == Standing::Arriving;
+        self.mover.gate(if arrives { TaskCall::Create } else { TaskCall::Start })?;
         let id = || self.id.clone();
         if new.rootfs {
             return Err(ApiError::Rootfs { id: id() }.into());
@@ -261,7 +263,7 @@ impl Sandbox {
         if made.is_some() {
             return Err(ApiError::Exists { id: id() }.into());
         }
-        if begun {
+        if begun && !arrives {
             return Err(ApiError::Begun { id: id() }.into());
         }
         *made = Some(Made {
