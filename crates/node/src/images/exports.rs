@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dunlin_wire::tree::{DiskAccess, SavedTree};
 
 use super::CHUNK;
+use super::piece::Piece;
 
 /// Why an image cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,8 @@ impl Exports {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).contains_key(session)
     }
 
-    /// Up to `length` bytes of an image from `offset` on, and the image's size. Blocks for one read of the disk.
+    /// What stands in an image from `offset` on, with up to `length` bytes of data. Blocks while the disk is read.
+    /// `sparse`: zeros are told and not given.
     pub(crate) fn read(
         &self,
         session: &str,
@@ -94,7 +95,8 @@ impl Exports {
         digest: &str,
         offset: u64,
         length: u32,
-    ) -> Result<(Vec<u8>, u64), ExportError> {
+        sparse: bool,
+    ) -> Result<Piece, ExportError> {
         let path = {
             let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
             let export = table.get(session).ok_or_else(|| ExportError::Unknown(session.into()))?;
@@ -107,11 +109,7 @@ impl Exports {
         };
         let failed = |source| ExportError::Read { path: path.clone(), source };
         let file = File::open(&path).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
-        let wanted = size.saturating_sub(offset).min(length.min(CHUNK).into());
-        let mut data = vec![0; usize::try_from(wanted).unwrap_or(0)];
-        file.read_exact_at(&mut data, offset).map_err(failed)?;
-        Ok((data, size))
+        Piece::read(&file, offset, length.min(CHUNK), sparse).map_err(failed)
     }
 }
 
@@ -128,11 +126,11 @@ mod tests {
         let files = BTreeMap::from([("sha256:aa".to_owned(), file.clone())]);
         exports.table.lock().unwrap().insert("s".into(), Export { to: "b".into(), files });
         let open = Exported { exports: exports.clone(), session: "s".into() };
-        let read = |caller, digest, offset, length| exports.read("s", caller, digest, offset, length);
-        let (data, size) = read("b", "sha256:aa", (3 << 20) - 10, CHUNK).unwrap();
-        assert_eq!((data, size), (vec![7; 10], 3 << 20));
-        assert_eq!(read("b", "sha256:aa", 0, u32::MAX).unwrap().0.len(), 1 << 20, "an answer is bounded");
-        assert_eq!(read("b", "sha256:aa", 4 << 20, 10).unwrap().0.len(), 0);
+        let read = |caller, digest, offset, length| exports.read("s", caller, digest, offset, length, false);
+        let piece = read("b", "sha256:aa", (3 << 20) - 10, CHUNK).unwrap();
+        assert_eq!((piece.data, piece.size_bytes), (vec![7; 10], 3 << 20));
+        assert_eq!(read("b", "sha256:aa", 0, u32::MAX).unwrap().data.len(), 1 << 20, "an answer is bounded");
+        assert_eq!(read("b", "sha256:aa", 4 << 20, 10).unwrap().data.len(), 0);
         assert!(matches!(read("c", "sha256:aa", 0, 1), Err(ExportError::NotYours { .. })));
         assert!(matches!(read("b", "sha256:bb", 0, 1), Err(ExportError::NoImage { .. })));
         std::fs::remove_file(&file).unwrap();

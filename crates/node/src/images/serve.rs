@@ -17,6 +17,7 @@ use crate::config::NodeConfig;
 use crate::peer::incoming::Incoming;
 use crate::peer::remote::Remote;
 use crate::peer::tls::Keys;
+use crate::proto;
 
 /// One chunk, from the source's disk to here.
 const READ: Duration = Duration::from_secs(60);
@@ -79,13 +80,14 @@ impl Service {
 
     async fn read(&self, request: &ReadRequest) -> Result<ReadResponse, String> {
         let source = self.source(&request.session_id)?;
-        let reading = source.read_image(&request.digest, request.offset, request.length);
+        let reading = source.read_image(&request.digest, request.offset, request.length, request.sparse);
         let answer = tokio::time::timeout(READ, reading).await;
         let answer = answer
             .map_err(|_| format!("node {} gave no answer within {} s", source.name(), READ.as_secs()))?
             .map_err(|failure| failure.message)?;
         self.fetched.add(&request.session_id, answer.data.len());
-        Ok(ReadResponse { data: answer.data, size_bytes: answer.size_bytes, ..ReadResponse::default() })
+        let proto::ReadImageResponse { data, size_bytes, zeros } = answer;
+        Ok(ReadResponse { data, size_bytes, zeros, ..ReadResponse::default() })
     }
 }
 

@@ -160,6 +160,7 @@ impl Remote {
         digest: &str,
         offset: u64,
         length: u32,
+        sparse: bool,
     ) -> Result<proto::ReadImageResponse, Failure> {
         let request = proto::ReadImageRequest {
             session: self.session.clone(),
@@ -167,6 +168,7 @@ impl Remote {
             digest: digest.into(),
             offset,
             length,
+            sparse,
         };
         let answer = self.client.clone().read_image(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| self.failure(&status))

@@ -17,6 +17,7 @@ use super::session::{Created, SessionError};
 use crate::config::NodeConfig;
 use crate::containerd::Containerd;
 use crate::images::exports::{ExportError, Exports};
+use crate::images::piece::Piece;
 use crate::images::serve::Fetched;
 use crate::proto::peer_server::Peer;
 use crate::proto::{
@@ -92,19 +93,20 @@ impl Peer for PeerService {
         &self,
         request: Request<ReadImageRequest>,
     ) -> Result<Response<ReadImageResponse>, Status> {
-        let ReadImageRequest { session, from, digest, offset, length } = verified(request)?;
+        let ReadImageRequest { session, from, digest, offset, length, sparse } = verified(request)?;
         let exports = self.exports.clone();
-        let reading =
-            tokio::task::spawn_blocking(move || exports.read(&session, &from, &digest, offset, length));
+        let reading = tokio::task::spawn_blocking(move || {
+            exports.read(&session, &from, &digest, offset, length, sparse)
+        });
         let read = reading.await.map_err(|error| Status::internal(error.to_string()))?;
-        let (data, size_bytes) = read.map_err(|error| match error {
+        let Piece { zeros, data, size_bytes } = read.map_err(|error| match error {
             ExportError::Unknown(_) => Status::not_found(error.to_string()),
             ExportError::NotYours { .. } => Status::permission_denied(error.to_string()),
             ExportError::NoImage { .. } | ExportError::Read { .. } => {
                 Status::failed_precondition(error.to_string())
             }
         })?;
-        Ok(Response::new(ReadImageResponse { data, size_bytes }))
+        Ok(Response::new(ReadImageResponse { data, size_bytes, zeros }))
     }
 
     async fn prepare(&self, request: Request<PrepareRequest>) -> Result<Response<Ack>, Status> {
