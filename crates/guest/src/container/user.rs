@@ -114,9 +114,10 @@ fn read_in(root: &Path, relative: &str) -> io::Result<String> {
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut text = String::new();
-    file.take(FILE_BOUND).read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    file.take(FILE_BOUND).read_to_end(&mut bytes)?;
+    // A comment in another encoding, or one that the bound cuts, is nobody's name.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -138,6 +139,22 @@ mod tests {
         assert_eq!(of("1000"), Ok(Found { uid: 1000, gid: 0, groups: vec![] }));
         assert_eq!(of("nobody"), Err(UserError::NoUser("nobody".into())));
         assert_eq!(of("web:nobody"), Err(UserError::NoGroup("nobody".into())));
+    }
+
+    #[test]
+    fn lines_in_another_encoding_hide_nobody() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        let passwd =
+            [b"jose:x:7:8:Jos\xe9:/:/bin/sh\n".as_slice(), b"\xff\xfe:x:9:9::/:\n", PASSWD.as_bytes()];
+        fs::write(root.path().join("etc/passwd"), passwd.concat()).unwrap();
+        fs::write(root.path().join("etc/group"), [b"\xe9quipe:x:60:web\n", GROUP.as_bytes()].concat())
+            .unwrap();
+        for (name, uid, groups) in [("jose", 7, json!([])), ("web", 33, json!([50, 60]))] {
+            let mut user = json!({"username": name});
+            resolve(&mut user, root.path()).unwrap();
+            assert_eq!((&user["uid"], &user["additionalGids"]), (&json!(uid), &groups), "{name}");
+        }
     }
 
     #[test]
