@@ -3,16 +3,19 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use nix::libc;
-use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteVia,
 };
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 
@@ -198,7 +201,8 @@ async fn add_route(handle: &Handle, index: u32, route: &Route) -> Result<(), Net
     };
     let add = async |route: &Route| {
         let message = route_message(index, route, RouteProtocol::Static);
-        let done = handle.route().add(message).execute().await.map_err(NetError::asked(action()));
+        let done = append_route(handle, message).await.map_err(NetError::asked(action()));
+        // The very same one on the very same interface.
         unless(done, &[libc::EEXIST])
     };
     match add(route).await {
@@ -212,6 +216,20 @@ async fn add_route(handle: &Handle, index: u32, route: &Route) -> Result<(), Net
         }
         done => done,
     }
+}
+
+/// Behind a route of the same destination and metric, where another interface has one: it is that one's own, and may be
+/// on its way out. Taking "there is one" for success would leave this interface without its route.
+async fn append_route(handle: &Handle, message: RouteMessage) -> Result<(), rtnetlink::Error> {
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(message));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
+    let mut answers = handle.clone().request(request)?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(refusal) = answer.payload {
+            return Err(rtnetlink::Error::NetlinkError(refusal));
+        }
+    }
+    Ok(())
 }
 
 fn route_message(index: u32, route: &Route, protocol: RouteProtocol) -> RouteMessage {

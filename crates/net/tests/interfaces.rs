@@ -192,6 +192,44 @@ async fn both_families_two_interfaces_and_what_was_there_goes() {
     assert_eq!(bare.mtu, 1400);
 }
 
+/// As a pod that gets other addresses: its default route leaves one interface for another, in whichever order they come.
+#[tokio::test]
+async fn a_default_route_changes_its_interface() {
+    if !root() {
+        return;
+    }
+    let with = |host: u8, routes: bool| Wanted {
+        addresses: vec![net(&format!("10.{host}.0.2/24")), net(&format!("fd00:{host}::2/64"))],
+        routes: if routes {
+            let v6 = route("::/0", Some(&format!("fd00:{host}::1")));
+            vec![route("0.0.0.0/0", Some(&format!("10.{host}.0.1"))), Route { metric: 1024, ..v6 }]
+        } else {
+            Vec::new()
+        },
+        ..Wanted::default()
+    };
+    for order in [["eth0", "eth1"], ["eth1", "eth0"]] {
+        let bench = Bench::new(&["eth0", "eth1"]).await;
+        bench.apply("eth0", &with(1, false)).await.unwrap();
+        bench.apply("eth1", &with(2, true)).await.unwrap();
+        for name in order {
+            bench.apply(name, &if name == "eth0" { with(3, true) } else { with(4, false) }).await.unwrap();
+        }
+        let mut found = bench.find("eth0").await.routes;
+        found.sort();
+        let mut wanted = with(3, true).routes;
+        wanted.sort();
+        assert_eq!(found, wanted, "{order:?}");
+        assert_eq!(bench.find("eth1").await.routes, [], "{order:?}");
+        // Both may have one; applied again, nothing changes.
+        for _ in 0..2 {
+            bench.apply("eth0", &with(3, true)).await.unwrap();
+            bench.apply("eth1", &with(4, true)).await.unwrap();
+        }
+        assert_eq!((bench.find("eth0").await.routes.len(), bench.find("eth1").await.routes.len()), (2, 2));
+    }
+}
+
 #[tokio::test]
 async fn a_gateway_outside_of_every_subnet() {
     if !root() {
