@@ -13,11 +13,12 @@ use super::bundle::{name_pod, write_json, write_pod_files};
 use super::error::ContainerError;
 use super::pod::PodMounts;
 use super::spec::{Role, Surroundings, fit, role};
+use super::teardown::{CGROUP_DEADLINE, remove_tree};
 use super::{Container, Phase, State, user};
 use crate::cgroup::tree::{self, Cgroup};
 use crate::init::bring_up_in_namespace_of;
-use crate::oci::Request;
 use crate::oci::client::{Client, Console, ProcessStdio};
+use crate::oci::{Request, STATE_ROOT};
 use crate::path::{ContainerId, host_path};
 use crate::stdio::ProcessIo;
 use crate::storage::pci;
@@ -93,6 +94,7 @@ pub(super) fn create(
 
     std::fs::create_dir_all(&bundle).map_err(ContainerError::at("create the directory", &bundle))?;
     write_json(&bundle.join("config.json"), &spec)?;
+    let unfinished = Unfinished::of(&pod, id);
     let cgroups = tree::create_pod(&pod);
     cgroups.map_err(ContainerError::at("create the cgroup of pod", pod.as_str()))?;
 
@@ -106,6 +108,7 @@ pub(super) fn create(
     if let Err(error) = bring_up_in_namespace_of(pid) {
         tracing::warn!(container = %id, %error, "loopback stays down");
     }
+    unfinished.keep();
     if let Some(mounts) = pod_mounts {
         mounts.keep();
     }
@@ -126,6 +129,47 @@ pub(super) fn create(
             killed: None,
         }),
     })
+}
+
+/// What there is of a container outside of its bundle before it is one: a parked init in its cgroup, and libcontainer's
+/// state. Both go when this is dropped before [`Unfinished::keep`].
+///
+/// libcontainer takes back what it made when it fails itself. It cannot when its process is killed, has no time left
+/// or ends without an answer, and the name would be taken for ever, with an init that nobody knows.
+struct Unfinished {
+    pod: ContainerId,
+    cgroup: Cgroup,
+    state: PathBuf,
+    kept: bool,
+}
+
+impl Unfinished {
+    fn of(pod: &ContainerId, id: &ContainerId) -> Unfinished {
+        let state = Path::new(STATE_ROOT).join(id.as_str());
+        Unfinished { pod: pod.clone(), cgroup: Cgroup::of(pod, id), state, kept: false }
+    }
+
+    /// It is a container.
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Err(error) = self.cgroup.remove(CGROUP_DEADLINE) {
+            let dir = self.cgroup.dir().display();
+            tracing::warn!(%dir, %error, "the cgroup of a container that was not created stays");
+        }
+        if let Err(error) = remove_tree(&self.state) {
+            tracing::warn!(%error, "state of a container that was not created stays");
+        }
+        // Only when it has no other container's.
+        tree::remove_pod(&self.pod);
+    }
 }
 
 /// A process that exists, and our ends of its streams.
@@ -190,4 +234,49 @@ fn console_size(process: &Value) -> Option<(u16, u16)> {
 
 fn id_of(process: &Value, key: &str) -> u32 {
     process["user"][key].as_u64().and_then(|id| id.try_into().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Where this machine has its cgroups of version 2. None without them, or without root.
+    fn cgroup2() -> Option<PathBuf> {
+        let mounts = fs::read_to_string("/proc/mounts").ok()?;
+        let mut lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let found = lines.find(|fields| fields.get(2) == Some(&"cgroup2"))?;
+        let dir = Path::new(found[1]).join(format!("dunlin-test-{}", std::process::id()));
+        fs::create_dir(&dir).ok()?;
+        Some(dir)
+    }
+
+    #[test]
+    fn what_a_failed_create_leaves_is_killed_and_removed() {
+        let Some(dir) = cgroup2() else {
+            eprintln!("SKIPPED: this needs root and cgroups of version 2");
+            return;
+        };
+        let states = tempfile::tempdir().unwrap();
+        let unfinished = || {
+            let state = states.path().join("c1");
+            fs::create_dir_all(state.join("deeper")).unwrap();
+            let pod = ContainerId::parse("no-such-pod").unwrap();
+            Unfinished { pod, cgroup: Cgroup::at(dir.clone()), state, kept: false }
+        };
+        let mut parked = Command::new("sleep").arg("100").spawn().unwrap();
+        fs::write(dir.join("cgroup.procs"), parked.id().to_string()).unwrap();
+        unfinished().keep();
+        assert!(parked.try_wait().unwrap().is_none() && states.path().join("c1").exists());
+        // In the guest PID 1 reaps it.
+        let reaper = std::thread::spawn(move || parked.wait().unwrap());
+        drop(unfinished());
+        assert_eq!(reaper.join().unwrap().signal(), Some(libc::SIGKILL));
+        assert!(!dir.exists() && !states.path().join("c1").exists());
+        // Nothing there is fine too: it failed before the fork.
+        drop(unfinished());
+    }
 }

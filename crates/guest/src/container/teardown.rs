@@ -12,7 +12,8 @@ use crate::oci::STATE_ROOT;
 use crate::storage::copies;
 use crate::storage::mounts::unmount_all;
 
-const CGROUP_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the processes of a cgroup may take to be gone.
+pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Containers {
     /// Kills what still runs in a container and deletes all that belongs to it: cgroup, bundle,
@@ -68,7 +69,7 @@ fn remove_files(container: &Container) -> Result<(), ContainerError> {
     Ok(())
 }
 
-fn remove_tree(path: &Path) -> Result<(), ContainerError> {
+pub(super) fn remove_tree(path: &Path) -> Result<(), ContainerError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(ContainerError::at("delete", path)(error))
