@@ -1,6 +1,7 @@
 //! What a container writes, on whichever host it runs: no block wrong, none too many on the wire, none kept that was
 //! given back, and one good disk whatever is killed.
 
+mod blockfile;
 mod images;
 mod killed;
 mod oracle;
@@ -16,6 +17,7 @@ use std::{
 use dunlin_tests::{Container, Host, Lab, Run, allocated, scratch_image};
 
 use crate::Case;
+pub(crate) use blockfile::a_blockfile_is_attached_as_it_is;
 pub(crate) use images::erofs_layers_are_attached_as_they_are;
 
 pub(crate) const CASES: &[Case] = &[

@@ -39,6 +39,7 @@ const IN_2: &[Case] = &[
     ("versions::2_x_a_sandbox_through_containerd", a_sandbox_through_containerd),
     ("versions::2_x_a_sandbox_moves_with_its_record", records::a_sandbox_moves_with_its_record),
     ("versions::2_x_a_pod_of_cri_moves", cri::a_pod_moves_and_is_execd_into),
+    ("versions::2_x_a_blockfile_is_attached_as_it_is", disks::a_blockfile_is_attached_as_it_is),
     ("versions::2_x_erofs_layers_are_attached_as_they_are", disks::erofs_layers_are_attached_as_they_are),
     ("versions::2_x_nothing_stays", surface::nothing_stays_when_containers_are_gone),
 ];

@@ -95,11 +95,12 @@ fn check_uuid(field: &'static str, text: &str) -> Result<(), IdError> {
 }
 
 fn check_digest(field: &'static str, text: &str) -> Result<(), IdError> {
-    let hex = text.strip_prefix("sha256:").unwrap_or("");
+    let hex = text.strip_prefix("sha256:").or_else(|| text.strip_prefix("sparse-sha256:")).unwrap_or("");
     if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
         return Ok(());
     }
-    Err(IdError::new(field, text, "is not a SHA-256 digest", "give sha256: and 64 lower-case hex digits"))
+    let remedy = "give sha256: (or sparse-sha256:) and 64 lower-case hex digits";
+    Err(IdError::new(field, text, "is not a SHA-256 digest", remedy))
 }
 
 macro_rules! text_id {
@@ -178,15 +179,9 @@ text_id! {
     ReservationId, "reservation_id", check_uuid
 }
 text_id! {
-    /// `sha256:<64 hex digits>`.
+    /// `sha256:<64 hex digits>`, of all bytes; or `sparse-sha256:<64 hex digits>`, of those that are not zeros and where
+    /// they are.
     Digest, "digest", check_digest
-}
-
-impl Digest {
-    /// The 64 hex digits.
-    pub fn hex(&self) -> &str {
-        &self.0["sha256:".len()..]
-    }
 }
 
 macro_rules! number_id {
@@ -358,8 +353,13 @@ mod tests {
     #[test]
     fn digest_and_uuid_have_one_spelling() {
         let hex = "0123456789abcdef".repeat(4);
-        assert_eq!(Digest::new(format!("sha256:{hex}")).unwrap().hex(), hex);
-        assert!(Digest::new(hex.clone()).is_err());
+        for scheme in ["sha256:", "sparse-sha256:"] {
+            let text = format!("{scheme}{hex}");
+            assert_eq!(Digest::new(text.clone()).unwrap().as_str(), text);
+        }
+        for scheme in ["", "sparse-", "sparse-sha256:sha256:", "sha512:"] {
+            assert!(Digest::new(format!("{scheme}{hex}")).is_err(), "{scheme}");
+        }
         assert!(Digest::new(format!("sha256:{}", hex.to_uppercase())).is_err());
         assert!(ReservationId::new("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0").is_ok());
         assert!(ReservationId::new("0F1E2D3C-4B5A-6978-8796-A5B4C3D2E1F0").is_err());

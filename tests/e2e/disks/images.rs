@@ -34,7 +34,7 @@ impl Drop for OtherBytes {
     }
 }
 
-fn fetched(report: &serde_json::Value) -> u64 {
+pub(super) fn fetched(report: &serde_json::Value) -> u64 {
     report["fetched_bytes"].as_u64().unwrap_or_else(|| panic!("no fetched_bytes in {report}"))
 }
 

@@ -1,7 +1,9 @@
 //! From the mounts that containerd passes to disks that the guest can mount: each layer directory
 //! becomes one read-only EROFS image, found again by its content, and the writable layer a sparse
-//! ext4 disk.
+//! ext4 disk. A snapshotter's own image files are attached as they are.
 
+pub(crate) mod digest;
+mod ext4;
 pub(crate) mod fetch;
 pub(crate) mod mounts;
 pub(crate) mod scratch;
@@ -23,9 +25,21 @@ pub(crate) enum RootfsError {
     )]
     Kind { kind: String },
     #[error(
-        "the root file system is a whole {kind} in {path}, as of the blockfile and devmapper snapshotters, which is not supported; use the overlayfs, native or erofs snapshotter"
+        "the root file system {path} is an XFS, which the guest's kernel does not have; set fs_type = \"ext4\" and a scratch_file with an ext4 for the blockfile snapshotter, or use overlayfs, native or erofs"
     )]
-    Block { kind: String, path: PathBuf },
+    Xfs { path: PathBuf },
+    #[error(
+        "the root file system {path} is no file but a device, as of the devmapper snapshotter, and nothing tells whether a device's bytes are still those that were hashed; use the overlayfs, native, erofs or blockfile snapshotter"
+    )]
+    Device { path: PathBuf },
+    #[error(
+        "the root file system {path} is no ext4, although it is to be mounted as one; look at the snapshotter's scratch_file"
+    )]
+    NotExt4 { path: PathBuf },
+    #[error(
+        "the ext4 in {path} is mounted for writing or was not unmounted cleanly{mending}; unmount it, or remove the image and pull it again"
+    )]
+    Unclean { path: PathBuf, mending: String },
     #[error("the overlay mount has no lowerdir in its options")]
     NoLower,
     #[error("cannot read layer {path}: {source}")]

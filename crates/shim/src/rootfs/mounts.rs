@@ -16,6 +16,22 @@ pub(crate) enum Layer {
     Directory(PathBuf),
     /// An EROFS image, which is attached as it is.
     Image(PathBuf),
+    /// A whole root file system, attached as it is, below the writable layer: the blockfile snapshotter's file.
+    Ext4 {
+        file: PathBuf,
+        /// An active snapshot's. Else it is a committed one's, which others read.
+        writable: bool,
+    },
+}
+
+impl Layer {
+    /// Of its image, as mount(2) names it.
+    pub(crate) fn filesystem(&self) -> &'static str {
+        match self {
+            Layer::Directory(_) | Layer::Image(_) => "erofs",
+            Layer::Ext4 { .. } => "ext4",
+        }
+    }
 }
 
 /// Reads the mounts. An overlay's upper directory is taken as one more layer when it has content,
@@ -47,10 +63,16 @@ pub(crate) fn layers(mounts: &[Mount]) -> Result<Vec<Layer>, RootfsError> {
         }
         "bind" => Ok(vec![Layer::Directory(PathBuf::from(&mount.source))]),
         "erofs" => Ok(vec![Layer::Image(PathBuf::from(&mount.source))]),
-        // As the blockfile and devmapper snapshotters have it.
-        kind @ ("ext4" | "xfs") => {
-            Err(RootfsError::Block { kind: kind.to_owned(), path: PathBuf::from(&mount.source) })
+        "ext4" => {
+            let file = PathBuf::from(&mount.source);
+            let meta = std::fs::metadata(&file);
+            let meta = meta.map_err(|source| RootfsError::Layer { path: file.clone(), source })?;
+            if !meta.is_file() {
+                return Err(RootfsError::Device { path: file });
+            }
+            Ok(vec![Layer::Ext4 { file, writable: !mount.options.iter().any(|option| option == "ro") }])
         }
+        "xfs" => Err(RootfsError::Xfs { path: PathBuf::from(&mount.source) }),
         kind => Err(RootfsError::Kind { kind: kind.to_owned() }),
     }
 }
@@ -119,11 +141,25 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_ext4_is_one_layer_when_it_is_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let source = file.path().display().to_string();
+        for (option, writable) in [("rw", true), ("ro", false)] {
+            let found = layers(&[mount("ext4", &source, &["loop", option])]).unwrap();
+            assert_eq!(found, [Layer::Ext4 { file: file.path().into(), writable }]);
+        }
+        let device = layers(&[mount("ext4", "/dev/null", &["rw"])]).unwrap_err().to_string();
+        assert!(device.contains("/dev/null") && device.contains("devmapper"), "{device}");
+        let missing = layers(&[mount("ext4", "/no/such/snapshot", &["rw", "loop"])]).unwrap_err().to_string();
+        assert!(missing.contains("/no/such/snapshot"), "{missing}");
+    }
+
+    #[test]
     fn other_mounts_are_refused_by_name() {
         let error = layers(&[mount("btrfs", "/dev/x", &[])]).unwrap_err().to_string();
         assert!(error.contains("btrfs") && error.contains("overlayfs"), "{error}");
-        let error = layers(&[mount("ext4", "/b/1", &["rw", "loop"])]).unwrap_err().to_string();
-        assert!(error.contains("/b/1") && error.contains("blockfile"), "{error}");
+        let error = layers(&[mount("xfs", "/b/1", &["rw", "loop"])]).unwrap_err().to_string();
+        assert!(error.contains("/b/1") && error.contains("fs_type"), "{error}");
         assert!(matches!(layers(&[]), Err(RootfsError::None)));
         assert!(matches!(layers(&[mount("overlay", "", &["ro"])]), Err(RootfsError::NoLower)));
     }

@@ -1,5 +1,5 @@
-//! The image store: `<data_dir>/layers/sha256/<hex>.erofs`, one file per content, and an index from
-//! a layer directory's fingerprint to that content.
+//! The image store: `<data_dir>/layers/sha256/<hex>.erofs` and `sparse-sha256/<hex>.ext4`, one file per content, and
+//! an index from a layer directory's fingerprint to that content.
 //!
 //! Invariants:
 //! * An image is served only while its file is the one that was hashed: its identity (inode, size,
@@ -11,7 +11,6 @@
 
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
-use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -22,8 +21,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::RootfsError;
+use super::digest::{Scheme, hash_file, hex};
 use super::mounts::Layer;
+use super::{RootfsError, ext4};
 
 /// Every image's file-system UUID: part of its bytes, so the same for all.
 const UUID: &str = "00000000-0000-0000-0000-000000000000";
@@ -35,7 +35,7 @@ const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Image {
     pub(crate) path: PathBuf,
-    /// `sha256:<hex>` of the file's bytes.
+    /// As [`super::digest`] tells.
     pub(crate) digest: String,
     pub(crate) size_bytes: u64,
 }
@@ -45,6 +45,7 @@ pub(crate) struct Image {
 pub(crate) struct Store {
     root: PathBuf,
     mkfs: PathBuf,
+    e2fsck: PathBuf,
 }
 
 /// One line of the index.
@@ -78,8 +79,9 @@ impl Identity {
 }
 
 impl Store {
-    pub(crate) fn new(data_dir: &Path, mkfs: PathBuf) -> Store {
-        Store { root: data_dir.join("layers"), mkfs }
+    /// `mkfs`: makes EROFS images; `e2fsck`: mends the journal of an ext4.
+    pub(crate) fn new(data_dir: &Path, mkfs: PathBuf, e2fsck: PathBuf) -> Store {
+        Store { root: data_dir.join("layers"), mkfs, e2fsck }
     }
 
     /// The image of a layer: found, or built, or the snapshotter's own.
@@ -87,7 +89,21 @@ impl Store {
         match layer {
             Layer::Directory(directory) => self.image(directory).await,
             Layer::Image(file) => self.image_file(file).await,
+            Layer::Ext4 { file, writable } => self.ext4_file(file, *writable).await,
         }
+    }
+
+    /// A container's own ext4 file, served from where it is. It is hashed here once in its life, so nothing is noted.
+    async fn ext4_file(&self, file: &Path, writable: bool) -> Result<Image, RootfsError> {
+        ext4::settle(file, writable, &self.e2fsck).await?;
+        let file = file.to_owned();
+        blocking(move || {
+            let digest = Scheme::Sparse.hash(&file)?;
+            let meta = std::fs::metadata(&file);
+            let size_bytes = meta.map_err(|source| RootfsError::Layer { path: file.clone(), source })?.size();
+            Ok(Image { path: file, digest, size_bytes })
+        })
+        .await
     }
 
     /// Somebody else's image file, served from where it is; hashed once, as long as it stays the same file.
@@ -145,7 +161,7 @@ impl Store {
     }
 
     pub(super) async fn find_locked(&self, digest: &str) -> Result<Option<Image>, RootfsError> {
-        let Some(path) = self.content_path(digest) else { return Ok(None) };
+        let Some((scheme, path)) = self.content(digest) else { return Ok(None) };
         let digest = digest.to_owned();
         blocking(move || {
             let Ok(meta) = std::fs::metadata(&path) else { return Ok(None) };
@@ -155,7 +171,7 @@ impl Store {
             if known.is_some_and(|entry| entry.identity == Identity::of(&meta)) {
                 return Ok(Some(image));
             }
-            if hash_file(&image.path)? != image.digest {
+            if scheme.hash(&image.path)? != image.digest {
                 tracing::warn!(image = %image.path.display(), "image was altered; it is not used");
                 return Ok(None);
             }
@@ -166,7 +182,7 @@ impl Store {
     }
 
     pub(super) async fn make_directories(&self) -> Result<(), RootfsError> {
-        for part in ["sha256", "index"] {
+        for part in ["sha256", "sparse-sha256", "index"] {
             let path = self.root.join(part);
             tokio::fs::create_dir_all(&path).await.map_err(|source| RootfsError::Store { path, source })?;
         }
@@ -236,10 +252,14 @@ impl Store {
         Ok(Image { path, digest, size_bytes })
     }
 
-    pub(super) fn content_path(&self, digest: &str) -> Option<PathBuf> {
-        let hex = digest.strip_prefix("sha256:")?;
-        let valid = hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        valid.then(|| self.root.join("sha256").join(format!("{hex}.erofs")))
+    /// What the digest is of, and where its image is, or would be.
+    pub(super) fn content(&self, digest: &str) -> Option<(Scheme, PathBuf)> {
+        let (scheme, hex) = Scheme::of(digest)?;
+        Some((scheme, self.root.join(scheme.place(hex))))
+    }
+
+    fn content_path(&self, digest: &str) -> Option<PathBuf> {
+        self.content(digest).map(|(_, path)| path)
     }
 }
 
@@ -291,29 +311,6 @@ fn fingerprint(directory: &Path) -> Result<String, RootfsError> {
         }
     }
     Ok(hex(&hasher.finalize()))
-}
-
-/// `sha256:<hex>` of a file's bytes.
-pub(crate) fn hash_file(path: &Path) -> Result<String, RootfsError> {
-    let failed = |source| RootfsError::Store { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 256 * 1024];
-    loop {
-        let read = file.read(&mut buffer).map_err(failed)?;
-        if read == 0 {
-            return Ok(format!("sha256:{}", hex(&hasher.finalize())));
-        }
-        hasher.update(&buffer[..read]);
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 pub(super) async fn blocking<T: Send + 'static>(
@@ -370,7 +367,7 @@ mod tests {
     }
 
     fn store(data: &Path) -> Store {
-        Store::new(data, "mkfs.erofs".into())
+        Store::new(data, "mkfs.erofs".into(), "e2fsck".into())
     }
 
     #[tokio::test]
@@ -381,7 +378,7 @@ mod tests {
         let second = store(data.path()).image(two.path()).await.unwrap();
         assert_eq!(first.digest, second.digest);
         assert_eq!(hash_file(&first.path).unwrap(), first.digest);
-        let no_builder = Store::new(data.path(), "/no/such/program".into());
+        let no_builder = Store::new(data.path(), "/no/such/program".into(), "e2fsck".into());
         assert_eq!(no_builder.image(one.path()).await.unwrap().digest, first.digest);
     }
 
@@ -430,7 +427,8 @@ mod tests {
     async fn a_missing_program_is_named_with_its_package() {
         let data = tempfile::tempdir().unwrap();
         let layer = layer();
-        let error = Store::new(data.path(), "/no/such/mkfs".into()).image(layer.path()).await.unwrap_err();
+        let store = Store::new(data.path(), "/no/such/mkfs".into(), "e2fsck".into());
+        let error = store.image(layer.path()).await.unwrap_err();
         let text = error.to_string();
         assert!(text.contains("/no/such/mkfs") && text.contains("erofs-utils"), "{text}");
     }

@@ -204,8 +204,9 @@ impl Sandbox {
         let vm = vm?;
         let (images, scratch_disk, scratch_bytes) = images?;
 
-        for image in images {
+        for (image, layer) in images.into_iter().zip(&layers) {
             let disk = Disk::image(image.path, image.size_bytes, image.digest);
+            let disk = disk.with_filesystem(layer.filesystem());
             let layer = self.plug(&vm, disk).await?;
             self.inner().container_mut(id)?.layers.push(layer);
         }

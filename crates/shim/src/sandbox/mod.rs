@@ -206,7 +206,8 @@ impl Sandbox {
         directory: StateDirectory,
         publisher: Publisher,
     ) -> Arc<Sandbox> {
-        let store = Store::new(&config.data_dir, config.disks.mkfs_erofs.clone());
+        let e2fsck = config.disks.mkfs_ext4.with_file_name("e2fsck");
+        let store = Store::new(&config.data_dir, config.disks.mkfs_erofs.clone(), e2fsck);
         let copies = Copies::new(config.volumes.limits());
         let (mover, events) = Mover::new();
         let sandbox = Arc::new(Sandbox {

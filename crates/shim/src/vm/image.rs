@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::config::Guest;
-use crate::rootfs::store::hash_file;
+use crate::rootfs::digest::hash_file;
 
 /// `sha256:<hex>` of both files.
 #[derive(Debug, Clone, PartialEq, Eq)]

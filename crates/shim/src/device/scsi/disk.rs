@@ -16,13 +16,14 @@ use dunlin_qemu::DiskSource;
 
 use super::mount::Mount;
 use crate::controller::Transitions;
+use crate::rootfs::digest::is_sparse;
 
 /// What is behind a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
     /// Read-only: the same bytes on every host.
     Image {
-        /// `sha256:<hex>`.
+        /// As `rootfs::digest` tells.
         digest: String,
     },
     /// A container's writable layer, or a volume.
@@ -113,7 +114,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// A read-only EROFS image. `digest`: `sha256:<hex>` of its bytes.
+    /// A read-only EROFS image. `digest`: of its bytes, as `rootfs::digest` tells.
     pub(crate) fn image(path: PathBuf, size_bytes: u64, digest: String) -> Disk {
         Disk {
             state: State::Reserved,
@@ -164,7 +165,7 @@ impl Disk {
         Some(DiskSource { path, read_only: self.read_only(), direct: self.storage == Storage::Shared })
     }
 
-    /// `sha256:<hex>` of an image.
+    /// Of an image.
     pub(crate) fn digest(&self) -> Option<&str> {
         match &self.content {
             Content::Image { digest } => Some(digest),
@@ -174,6 +175,12 @@ impl Disk {
 
     pub(crate) fn read_only(&self) -> bool {
         matches!(self.content, Content::Image { .. })
+    }
+
+    /// Whether all containers with this content may use this one disk. The file of a whole root file system is one
+    /// container's and goes with it.
+    pub(crate) fn shareable(&self) -> bool {
+        self.digest().is_some_and(|digest| !is_sparse(digest))
     }
 }
 

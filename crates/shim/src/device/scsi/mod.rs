@@ -1,7 +1,7 @@
 //! The sandbox's SCSI disks: which disk is at which controller and LUN, and who uses it.
 //!
 //! Slots never move: the guest knows a disk by controller and LUN, and both hosts number them alike.
-//! A read-only image has one slot however many containers use it. A disk's states are [`disk`]'s, its mount's
+//! A read-only image has one slot however many containers use it, unless its file goes with one of them. A disk's states are [`disk`]'s, its mount's
 //! are [`mount`]'s, the table's part in a move is its [`Hold`]: only a free table changes.
 //!
 //! Invariants: a reservation's slot has a disk; a slot has a disk as long as somebody uses it or it is being taken out.
@@ -77,7 +77,7 @@ impl Scsi {
         if self.hold != Hold::Free {
             return Err(ScsiError::Frozen);
         }
-        let shared = disk.read_only().then(|| {
+        let shared = disk.shareable().then(|| {
             let same = |present: &Disk| {
                 present.content == disk.content && present.mount.state == mount::State::Mounted
             };
@@ -339,6 +339,14 @@ mod tests {
         let (_, first, _) = scsi.reserve(image("sha256:a")).unwrap();
         let (_, second, new) = scsi.reserve(image("sha256:a")).unwrap();
         assert!(new && first != second);
+    }
+
+    #[test]
+    fn an_image_whose_file_is_one_containers_is_not_shared() {
+        let mut scsi = Scsi::default();
+        let (_, first) = plugged(&mut scsi, image("sparse-sha256:a"));
+        let (_, second) = plugged(&mut scsi, image("sparse-sha256:a"));
+        assert_eq!((first.number(), second.number()), (0, 1));
     }
 
     #[test]
