@@ -72,10 +72,10 @@ macro_rules! payloads {
 payloads! {
     Migration = "migration", version 1, at most PAYLOAD_MAX;
     Vm = "vm", version 1, at most 4 << 20;
-    Pod = "pod", version 1, at most PAYLOAD_MAX;
-    Container = "container", version 1, at most 8 << 20;
+    Pod = "pod", version 2, at most PAYLOAD_MAX;
+    Container = "container", version 2, at most 8 << 20;
     Process = "process", version 1, at most 4 << 20;
-    Scsi = "scsi", version 1, at most 2 << 20;
+    Scsi = "scsi", version 2, at most 2 << 20;
     Network = "network", version 1, at most 1 << 20;
     Plan9 = "plan9", version 1, at most 2 << 20;
     Vpci = "vpci", version 1, at most 1 << 20;

@@ -6,6 +6,8 @@ use crate::saved;
 
 /// Field 1, varint 1: how each payload of version 1 begins.
 const V1: &str = "0801";
+/// And of version 2.
+const V2: &str = "0802";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -15,7 +17,7 @@ fn text(number: u8, value: &str) -> String {
     format!("{:02x}{:02x}{}", number << 3 | 2, value.len(), hex(value.as_bytes()))
 }
 
-/// The bytes of version 1 must be readable for as long as a version 1 may be in flight.
+/// The bytes of a version must be readable for as long as that version may be in flight.
 fn golden<T: Payload + Clone + PartialEq>(payload: &T, url: &str, bytes: &str) {
     let any = seal(payload.clone());
     assert_eq!(any.type_url, url);
@@ -56,13 +58,16 @@ fn golden_vm() {
 #[test]
 fn golden_pod() {
     let payload = saved::Pod {
-        schema_version: 1,
+        schema_version: 2,
         pod_id: "p".into(),
         guest_pod_id: "g".into(),
         containers: vec![Any::default()],
+        bundle_directory: "/b".into(),
+        root_directory: "/r".into(),
         ..Default::default()
     };
-    let expected = format!("{V1}{}{}2200", text(2, "p"), text(3, "g"));
+    let directories = text(6, "/b") + &text(7, "/r");
+    let expected = format!("{V2}{}{}2200{directories}", text(2, "p"), text(3, "g"));
     golden(&payload, "type.dunlin.dev/dunlin.pod.v1", &expected);
 }
 
@@ -74,7 +79,7 @@ fn golden_container() {
         ..Default::default()
     };
     let mut payload = saved::Container {
-        schema_version: 1,
+        schema_version: 2,
         container_id: "c".into(),
         guest_container_id: "g".into(),
         layers: vec![layer.clone()],
@@ -86,7 +91,7 @@ fn golden_container() {
     payload.processes.insert("e".into(), Any::default());
     let layer = "0a017212022f6c";
     let expected = format!(
-        "{V1}{}{}2207{layer}2a07{layer}{}3a050a016512004002",
+        "{V2}{}{}2207{layer}2a07{layer}{}3a050a016512004002",
         text(2, "c"),
         text(3, "g"),
         text(6, "/r")
@@ -123,9 +128,11 @@ fn golden_process() {
 
 #[test]
 fn golden_scsi() {
-    let mut payload = saved::Scsi { schema_version: 1, num_controllers: 4, ..Default::default() };
+    let mut payload = saved::Scsi { schema_version: 2, num_controllers: 4, ..Default::default() };
+    payload.directories.push("/s".into());
     let mut disk = saved::Disk {
-        source_path: "/d".into(),
+        directory: 1,
+        source_path: "d".into(),
         read_only: true,
         size_bytes: 4096,
         digest: "x".into(),
@@ -147,9 +154,9 @@ fn golden_scsi() {
     });
     let mount = format!("{}1001{}2002", text(1, "/m"), text(3, "erofs"));
     let entry = format!("080012{:02x}{mount}", mount.len() / 2);
-    let disk = format!("{}1001188020{}2a{:02x}{entry}", text(1, "/d"), text(4, "x"), entry.len() / 2);
+    let disk = format!("{}1001188020{}2a{:02x}{entry}4801", text(1, "d"), text(4, "x"), entry.len() / 2);
     let entry = format!("084112{:02x}{disk}", disk.len() / 2);
-    let expected = format!("{V1}10041a{:02x}{entry}22050a01721041", entry.len() / 2);
+    let expected = format!("{V2}10041a{:02x}{entry}22050a01721041{}", entry.len() / 2, text(5, "/s"));
     golden(&payload, "type.dunlin.dev/dunlin.scsi.v1", &expected);
 }
 
@@ -176,14 +183,14 @@ fn a_wrong_url_is_told_with_the_expected_one_and_whose_it_is() {
 #[test]
 fn a_version_is_judged_before_the_rest_decodes() {
     let mut any = seal(saved::Scsi::new());
-    // Version 2, in which field 3 became a number: as version 1 it would not decode.
-    any.value = vec![0x08, 2, 0x1d, 1, 2, 3, 4];
+    // Version 3, in which field 3 became a number: as version 2 it would not decode.
+    any.value = vec![0x08, 3, 0x1d, 1, 2, 3, 4];
     let error = open::<saved::Scsi>(&any, "scsi").unwrap_err();
-    assert!(matches!(error, EnvelopeError::UnknownVersion { given: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, EnvelopeError::UnknownVersion { given: 3, known: 2, .. }), "{error}");
     any.value = Vec::new();
     let error = open::<saved::Scsi>(&any, "scsi").unwrap_err();
     assert!(matches!(error, EnvelopeError::UnknownVersion { given: 0, .. }), "{error}");
-    any.value = vec![0x08, 1, 0x1a, 0xff];
+    any.value = vec![0x08, 2, 0x1a, 0xff];
     let error = open::<saved::Scsi>(&any, "scsi").unwrap_err();
     assert!(matches!(error, EnvelopeError::Undecodable { .. }), "{error}");
 }
@@ -200,7 +207,7 @@ fn size_is_judged_before_anything_is_decoded() {
 fn fields_are_counted_before_anything_is_decoded() {
     // Empty containers, of two bytes each.
     let pod = |count: usize| {
-        let value = [&[8, 1][..], &[0x22, 0].repeat(count)].concat();
+        let value = [&[8, 2][..], &[0x22, 0].repeat(count)].concat();
         open::<saved::Pod>(&Any { type_url: saved::Pod::type_url(), value, ..Any::default() }, "pod")
             .unwrap_err()
     };
@@ -248,16 +255,16 @@ fn counted<T: Payload>(value: &[u8]) -> Any {
 fn what_the_decoder_would_drop_is_a_leftover() {
     // A disk's map entry with a third field; num_controllers twice; a disk's slot twice; the version twice.
     for value in [
-        &[8, 1, 0x1a, 6, 8, 1, 0x12, 0, 0x18, 5][..],
-        &[8, 1, 0x10, 1, 0x10, 2],
-        &[8, 1, 0x1a, 4, 8, 1, 0x12, 0, 0x1a, 4, 8, 1, 0x12, 0],
-        &[8, 1, 8, 1],
-        &[8, 1, 8, 2],
+        &[8, 2, 0x1a, 6, 8, 1, 0x12, 0, 0x18, 5][..],
+        &[8, 2, 0x10, 1, 0x10, 2],
+        &[8, 2, 0x1a, 4, 8, 1, 0x12, 0, 0x1a, 4, 8, 1, 0x12, 0],
+        &[8, 2, 8, 2],
+        &[8, 2, 8, 1],
     ] {
         let error = open::<saved::Scsi>(&counted::<saved::Scsi>(value), "scsi").unwrap_err();
         assert!(matches!(error, EnvelopeError::Leftover { .. }), "{error}");
     }
-    let any = counted::<saved::Scsi>(&[8, 1, 0x1a, 4, 8, 1, 0x12, 0]);
+    let any = counted::<saved::Scsi>(&[8, 2, 0x1a, 4, 8, 1, 0x12, 0]);
     open::<saved::Scsi>(&any, "scsi").unwrap();
 }
 
@@ -305,12 +312,12 @@ proptest! {
     #[test]
     fn what_is_sealed_opens(process in process(), ids in proptest::collection::vec(".{0,6}", 0..5)) {
         prop_assert_eq!(&open::<saved::Process>(&seal(process.clone()), "p").unwrap(), &process);
-        let mut container = saved::Container { schema_version: 1, ..Default::default() };
+        let mut container = saved::Container { schema_version: 2, ..Default::default() };
         for id in ids {
             container.processes.insert(id, seal(process.clone()));
         }
         prop_assert_eq!(&open::<saved::Container>(&seal(container.clone()), "c").unwrap(), &container);
-        let mut pod = saved::Pod { schema_version: 1, ..Default::default() };
+        let mut pod = saved::Pod { schema_version: 2, ..Default::default() };
         pod.containers.push(seal(container.clone()));
         prop_assert_eq!(&open::<saved::Pod>(&seal(pod.clone()), "p").unwrap(), &pod);
     }
@@ -319,7 +326,7 @@ proptest! {
     fn no_bytes_panic(value in proptest::collection::vec(any::<u8>(), 0..200)) {
         fn attempt<T: Payload>(value: &[u8]) {
             // Also with a good beginning, so that the rest is reached.
-            for prefix in [&[][..], &[8, 1]] {
+            for prefix in [&[][..], &[8, 1], &[8, 2]] {
                 let value = [prefix, value].concat();
                 let _ = open::<T>(&Any { type_url: T::type_url(), value, ..Any::default() }, "here");
             }

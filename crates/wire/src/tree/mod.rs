@@ -44,6 +44,8 @@ use crate::compat::{Compat, CompatError};
 use crate::envelope::EnvelopeError;
 use crate::ids::{IdError, Slot, StdioPort};
 
+/// Longest directory that is said once for all that is in it, bytes: a path of Linux's.
+const DIRECTORY_MAX: usize = 4096;
 /// Most pods in one saved state.
 pub const PODS_MAX: usize = 16;
 /// Most containers in one pod.

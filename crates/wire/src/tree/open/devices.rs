@@ -8,7 +8,9 @@ use super::super::{
     RESERVATIONS_MAX, SHARES_MAX, SavedDisk, SavedMount, SavedPlan9, SavedReservation, SavedScsi, SavedShare,
     SavedShareMount, SavedVpci, SavedVpciDevice, ShareMountStage, TreeError,
 };
-use super::shape::{absolute, contradiction, file_name, known, label, limit, mount_path, shown, uuid};
+use super::shape::{
+    absolute, contradiction, directory, file_name, known, label, limit, mount_path, shown, uuid,
+};
 use crate::Any;
 use crate::envelope::open;
 use crate::ids::{CONTROLLERS, Digest, ReservationId, Slot};
@@ -23,10 +25,15 @@ pub(super) fn scsi(any: &Any, place: &str) -> Result<SavedScsi, TreeError> {
         contradiction(&format!("{place}.num_controllers"), reason)
     })?;
     limit(&format!("{place}.reservations"), message.reservations.len(), RESERVATIONS_MAX)?;
+    let directories = message.directories.into_iter().enumerate();
+    let directories: Vec<String> = directories
+        .map(|(at, path)| directory(path, &format!("{place}.directories[{at}]")))
+        .collect::<Result<_, _>>()?;
     let mut disks = BTreeMap::new();
     for (number, disk) in message.disks {
         let at = format!("{place}.disks[{number}]");
-        disks.insert(Slot::try_from(number).map_err(|error| error.of(&at))?, self::disk(disk, &at)?);
+        let slot = Slot::try_from(number).map_err(|error| error.of(&at))?;
+        disks.insert(slot, self::disk(disk, &directories, &at)?);
     }
     let mut reservations = BTreeMap::new();
     for (at, reservation) in message.reservations.into_iter().enumerate() {
@@ -60,7 +67,20 @@ fn reserve<T>(
     }
 }
 
-fn disk(message: saved::Disk, place: &str) -> Result<SavedDisk, TreeError> {
+/// Where the source keeps a disk.
+fn source_path(message: &saved::Disk, directories: &[String], place: &str) -> Result<String, TreeError> {
+    let Some(at) = message.directory.checked_sub(1) else { return Ok(message.source_path.clone()) };
+    match usize::try_from(at).ok().and_then(|at| directories.get(at)) {
+        Some(directory) => Ok(format!("{directory}/{}", message.source_path)),
+        None => {
+            let reason = format!("{} is none of the {} directories", message.directory, directories.len());
+            Err(contradiction(&format!("{place}.directory"), reason))
+        }
+    }
+}
+
+fn disk(message: saved::Disk, directories: &[String], place: &str) -> Result<SavedDisk, TreeError> {
+    let source_path = source_path(&message, directories, place)?;
     let digest_at = format!("{place}.digest");
     let access = match (message.read_only, message.digest.is_empty()) {
         (true, true) => {
@@ -89,7 +109,7 @@ fn disk(message: saved::Disk, place: &str) -> Result<SavedDisk, TreeError> {
         mounts.insert(partition, self::mount(mount, &format!("{place}.mounts[{partition}]"))?);
     }
     Ok(SavedDisk {
-        source_path: message.source_path,
+        source_path,
         size: message.size_bytes,
         access,
         stage: known(message.stage, place, "stage")?.into(),

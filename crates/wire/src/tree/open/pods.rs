@@ -11,7 +11,7 @@ use super::super::{
     SavedLayer, SavedNetwork, SavedPod, SavedProcess, SavedRoute, SavedScsi, TreeError, VOLUMES_MAX,
 };
 use super::shape::{
-    absolute, contradiction, duration, field, known, label, limit, mac, missing, shown, uuid,
+    absolute, contradiction, directory, duration, field, known, label, limit, mac, missing, shown, uuid,
 };
 use crate::Any;
 use crate::envelope::open;
@@ -25,9 +25,12 @@ const MTU_MOST: u32 = 65_535;
 pub(super) fn pod(any: &Any, scsi: &SavedScsi, place: &str) -> Result<SavedPod, TreeError> {
     let message: saved::Pod = open(any, place)?;
     limit(&format!("{place}.containers"), message.containers.len(), CONTAINERS_MAX)?;
+    let bundles = directory(message.bundle_directory, &format!("{place}.bundle_directory"))?;
+    let roots = directory(message.root_directory, &format!("{place}.root_directory"))?;
+    let said = (bundles.as_str(), roots.as_str());
     let containers = message.containers.iter().enumerate();
     let containers = containers
-        .map(|(at, any)| container(any, scsi, &format!("{place}.containers[{at}]")))
+        .map(|(at, any)| container(any, scsi, said, &format!("{place}.containers[{at}]")))
         .collect::<Result<_, _>>()?;
     let network = message.network.as_ref().map(|any| network(any, &format!("{place}.network")));
     Ok(SavedPod {
@@ -145,28 +148,41 @@ fn ip(text: &str, place: &str) -> Result<IpAddr, TreeError> {
     text.parse().map_err(|_| contradiction(place, format!("{:?} is not an IP address", shown(text))))
 }
 
-fn container(any: &Any, scsi: &SavedScsi, place: &str) -> Result<SavedContainer, TreeError> {
+/// `said`: the pod's directories of bundles and of roots; empty: none.
+fn container(
+    any: &Any,
+    scsi: &SavedScsi,
+    said: (&str, &str),
+    place: &str,
+) -> Result<SavedContainer, TreeError> {
+    let (bundles, roots) = said;
     let message: saved::Container = open(any, place)?;
     limit(&format!("{place}.processes"), message.processes.len(), PROCESSES_MAX)?;
     limit(&format!("{place}.layers"), message.layers.len(), LAYERS_MAX)?;
     let init_at = format!("{place}.processes[\"\"]");
     let init = message.processes.get("").ok_or_else(|| missing(&format!("{init_at} (the init process)")))?;
-    let init = process(init, "", &init_at)?;
-    let mut execs = BTreeMap::new();
-    // Ordered by id: the init's, which is empty, comes first.
-    for (id, any) in message.processes.iter().skip(1) {
-        let at = format!("{place}.processes[{:?}]", shown(id));
-        let exec = process(any, &init.bundle, &at)?;
-        execs.insert(ExecId::new(id.as_str()).map_err(|error| error.of(&at))?, exec);
-    }
-    let layers = message.layers.into_iter().enumerate();
-    let scratch_at = format!("{place}.scratch");
-    let role = known(message.role, place, "role")?;
     let container_id = field(ContainerId::new(message.container_id), place, "container_id")?;
     let guest_container_id = if message.guest_container_id.is_empty() {
         container_id.clone()
     } else {
         field(ContainerId::new(message.guest_container_id), place, "guest_container_id")?
+    };
+    let bundle = (!bundles.is_empty()).then(|| format!("{bundles}/{container_id}"));
+    let init = process(init, bundle.as_deref(), &init_at)?;
+    let mut execs = BTreeMap::new();
+    // Ordered by id: the init's, which is empty, comes first.
+    for (id, any) in message.processes.iter().skip(1) {
+        let at = format!("{place}.processes[{:?}]", shown(id));
+        let exec = process(any, Some(&init.bundle), &at)?;
+        execs.insert(ExecId::new(id.as_str()).map_err(|error| error.of(&at))?, exec);
+    }
+    let layers = message.layers.into_iter().enumerate();
+    let scratch_at = format!("{place}.scratch");
+    let role = known(message.role, place, "role")?;
+    let rootfs_path = if message.rootfs_path.is_empty() && !roots.is_empty() {
+        format!("{roots}/{guest_container_id}/rootfs")
+    } else {
+        message.rootfs_path
     };
     Ok(SavedContainer {
         container_id,
@@ -180,7 +196,7 @@ fn container(any: &Any, scsi: &SavedScsi, place: &str) -> Result<SavedContainer,
             .collect::<Result<_, _>>()?,
         scratch: message.scratch.into_option().map(|one| layer(one, scsi, &scratch_at)).transpose()?,
         layers_combined: message.layers_combined,
-        rootfs_path: absolute(message.rootfs_path, &format!("{place}.rootfs_path"))?,
+        rootfs_path: absolute(rootfs_path, &format!("{place}.rootfs_path"))?,
         scsi_reservations: held(
             message.scsi_reservations,
             &format!("{place}.scsi_reservations"),
@@ -272,7 +288,7 @@ fn layer(message: saved::LayerReservation, scsi: &SavedScsi, place: &str) -> Res
 }
 
 /// `bundle`: where the payload says none.
-fn process(any: &Any, bundle: &str, place: &str) -> Result<SavedProcess, TreeError> {
+fn process(any: &Any, bundle: Option<&str>, place: &str) -> Result<SavedProcess, TreeError> {
     let message: saved::Process = open(any, place)?;
     let contradiction = |reason: &str| contradiction(place, reason.to_owned());
     let port = |number| (number != 0).then_some(StdioPort(number));
@@ -307,7 +323,11 @@ fn process(any: &Any, bundle: &str, place: &str) -> Result<SavedProcess, TreeErr
     };
     Ok(SavedProcess {
         stage,
-        bundle: message.bundle.unwrap_or_else(|| bundle.to_owned()),
+        bundle: match (message.bundle, bundle) {
+            (Some(said), _) => said,
+            (None, Some(elsewhere)) => elsewhere.to_owned(),
+            (None, None) => return Err(missing(&format!("{place}.bundle"))),
+        },
         oci_process: message.oci_process_json,
         io_retry_timeout: duration(message.io_retry_timeout, place, "io_retry_timeout")?,
         stdin: port(message.stdin_port),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use protobuf::well_known_types::duration::Duration as DurationMessage;
 use protobuf::{Enum, EnumOrUnknown, MessageField};
 
-use super::super::TreeError;
+use super::super::{DIRECTORY_MAX, TreeError};
 use crate::ids::{IdError, ReservationId};
 
 pub(super) const SAME_VERSION: &str = "export again with the same Dunlin version on both hosts";
@@ -47,6 +47,14 @@ pub(super) fn absolute(path: String, place: &str) -> Result<String, TreeError> {
         return Ok(path);
     }
     Err(contradiction(place, format!("{:?} is not a plain absolute path", shown(&path))))
+}
+
+/// What is said once for all that is in it: short, however many those are.
+pub(super) fn directory(path: String, place: &str) -> Result<String, TreeError> {
+    if path.len() <= DIRECTORY_MAX {
+        return Ok(path);
+    }
+    Err(contradiction(place, format!("{} bytes are more than the {DIRECTORY_MAX} of a path", path.len())))
 }
 
 /// Where a mount is in the guest: a path, or nothing while it is only asked for.

@@ -2,7 +2,8 @@
 
 use super::super::uuid;
 use super::super::{
-    DiskAccess, SavedDisk, SavedMount, SavedPlan9, SavedScsi, SavedShare, SavedShareMount, SavedVpci,
+    DIRECTORY_MAX, DiskAccess, SavedDisk, SavedMount, SavedPlan9, SavedScsi, SavedShare, SavedShareMount,
+    SavedVpci,
 };
 use crate::Any;
 use crate::envelope::seal;
@@ -11,7 +12,9 @@ use crate::saved;
 pub(super) fn scsi(scsi: &SavedScsi) -> Any {
     let mut message = saved::Scsi::new();
     message.num_controllers = scsi.controllers.into();
-    message.disks = scsi.disks.iter().map(|(slot, one)| (slot.number(), disk(one))).collect();
+    for (slot, one) in &scsi.disks {
+        message.disks.insert(slot.number(), disk(one, &mut message.directories));
+    }
     for (id, reservation) in &scsi.reservations {
         let mut one = saved::Reservation::new();
         one.reservation_id = uuid::bytes(id);
@@ -22,9 +25,9 @@ pub(super) fn scsi(scsi: &SavedScsi) -> Any {
     seal(message)
 }
 
-fn disk(disk: &SavedDisk) -> saved::Disk {
+fn disk(disk: &SavedDisk, directories: &mut Vec<String>) -> saved::Disk {
     let mut message = saved::Disk::new();
-    message.source_path.clone_from(&disk.source_path);
+    (message.directory, message.source_path) = place(&disk.source_path, directories);
     message.size_bytes = disk.size;
     match &disk.access {
         DiskAccess::ReadOnly { digest } => {
@@ -43,6 +46,18 @@ fn disk(disk: &SavedDisk) -> saved::Disk {
     message.kind = saved::DiskKind::from(disk.kind).into();
     message.mounts = disk.mounts.iter().map(|(partition, one)| (*partition, mount(one))).collect();
     message
+}
+
+/// A path as its directory's place among `directories` and the rest; 0 and all of it without one.
+fn place(path: &str, directories: &mut Vec<String>) -> (u32, String) {
+    let split = path.rsplit_once('/').filter(|(directory, _)| (1..=DIRECTORY_MAX).contains(&directory.len()));
+    let Some((directory, name)) = split else { return (0, path.to_owned()) };
+    let at = directories.iter().position(|known| known == directory).unwrap_or_else(|| {
+        directories.push(directory.to_owned());
+        directories.len() - 1
+    });
+    // A machine has fewer disks than that.
+    (u32::try_from(at + 1).unwrap_or(0), name.to_owned())
 }
 
 fn mount(mount: &SavedMount) -> saved::Mount {

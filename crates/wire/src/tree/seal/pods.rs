@@ -7,8 +7,8 @@ use protobuf::well_known_types::duration::Duration as DurationMessage;
 use protobuf::well_known_types::timestamp::Timestamp;
 
 use super::super::{
-    ProcessStage, SavedContainer, SavedLayer, SavedNetwork, SavedPod, SavedProcess, SavedRoute, SavedTree,
-    uuid,
+    DIRECTORY_MAX, ProcessStage, SavedContainer, SavedLayer, SavedNetwork, SavedPod, SavedProcess,
+    SavedRoute, SavedTree, uuid,
 };
 use crate::Any;
 use crate::envelope::seal;
@@ -19,8 +19,27 @@ pub(super) fn pod(tree: &SavedTree, pod: &SavedPod) -> Any {
     message.pod_id = pod.pod_id.to_string();
     message.guest_pod_id = pod.guest_pod_id.to_string();
     message.network = pod.network.as_ref().map(network).into();
-    message.containers = pod.containers.iter().map(|one| container(tree, one)).collect();
+    let containers = &pod.containers;
+    message.bundle_directory = containers.iter().find_map(bundle_directory).unwrap_or_default().to_owned();
+    message.root_directory = containers.iter().find_map(root_directory).unwrap_or_default().to_owned();
+    let said = (message.bundle_directory.as_str(), message.root_directory.as_str());
+    message.containers = pod.containers.iter().map(|one| container(tree, one, said)).collect();
     seal(message)
+}
+
+/// Where the bundle is under the container's id.
+fn bundle_directory(container: &SavedContainer) -> Option<&str> {
+    directory(container.init.bundle.strip_suffix(container.container_id.as_str())?)
+}
+
+/// Where the root is under the guest's id.
+fn root_directory(container: &SavedContainer) -> Option<&str> {
+    let bundle = container.rootfs_path.strip_suffix("/rootfs")?;
+    directory(bundle.strip_suffix(container.guest_container_id.as_str())?)
+}
+
+fn directory(path: &str) -> Option<&str> {
+    path.strip_suffix('/').filter(|path| (1..=DIRECTORY_MAX).contains(&path.len()))
 }
 
 fn network(network: &SavedNetwork) -> Any {
@@ -59,7 +78,9 @@ fn neighbour((address, mac): &(IpAddr, String)) -> saved::Neighbour {
     saved::Neighbour { address: address.to_string(), mac: mac.clone(), ..saved::Neighbour::default() }
 }
 
-fn container(tree: &SavedTree, container: &SavedContainer) -> Any {
+/// `said`: the pod's directories of bundles and of roots; empty: none.
+fn container(tree: &SavedTree, container: &SavedContainer, said: (&str, &str)) -> Any {
+    let (bundles, roots) = said;
     let mut message = saved::Container::new();
     message.container_id = container.container_id.to_string();
     if container.guest_container_id != container.container_id {
@@ -72,7 +93,9 @@ fn container(tree: &SavedTree, container: &SavedContainer) -> Any {
     message.layers = container.layers.iter().map(|one| layer(tree, one)).collect();
     message.scratch = container.scratch.as_ref().map(|one| layer(tree, one)).into();
     message.layers_combined = container.layers_combined;
-    message.rootfs_path.clone_from(&container.rootfs_path);
+    if root_directory(container) != Some(roots) {
+        message.rootfs_path.clone_from(&container.rootfs_path);
+    }
     message.scsi_reservations = container.scsi_reservations.iter().map(uuid::bytes).collect();
     message.plan9_reservations = container.plan9_reservations.iter().map(uuid::bytes).collect();
     message.vpci_devices = container.vpci_devices.iter().cloned().collect();
@@ -88,9 +111,10 @@ fn container(tree: &SavedTree, container: &SavedContainer) -> Any {
         disk.reservation_id = uuid::bytes(reservation);
         message.disk_volumes.push(disk);
     }
-    message.processes.insert(String::new(), process(&container.init, None));
+    let said = bundle_directory(container) == Some(bundles);
+    message.processes.insert(String::new(), process(&container.init, said));
     for (id, one) in &container.execs {
-        message.processes.insert(id.to_string(), process(one, Some(&container.init)));
+        message.processes.insert(id.to_string(), process(one, one.bundle == container.init.bundle));
     }
     seal(message)
 }
@@ -104,12 +128,11 @@ fn layer(tree: &SavedTree, layer: &SavedLayer) -> saved::LayerReservation {
     message
 }
 
-fn process(process: &SavedProcess, init: Option<&SavedProcess>) -> Any {
+/// `said`: its container says where its bundle is.
+fn process(process: &SavedProcess, said: bool) -> Any {
     let mut message = saved::Process::new();
     message.pid = process.pid().map_or(0, |pid| pid.0);
-    if init.is_none_or(|init| init.bundle != process.bundle) {
-        message.bundle = Some(process.bundle.clone());
-    }
+    message.bundle = (!said).then(|| process.bundle.clone());
     message.oci_process_json.clone_from(&process.oci_process);
     message.io_retry_timeout = duration(process.io_retry_timeout).into();
     message.stdin_port = process.stdin.map_or(0, |port| port.0);

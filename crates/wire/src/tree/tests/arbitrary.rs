@@ -56,7 +56,10 @@ impl Machine {
             None => DiskAccess::Writable,
         };
         let disk = SavedDisk {
-            source_path: shape.text.clone(),
+            source_path: match shape.flags.1 {
+                true => format!("/disks/{}/{number}", shape.text.len()),
+                false => shape.text.clone(),
+            },
             size: shape.size,
             access,
             stage: shape.stage,
@@ -214,8 +217,11 @@ fn container() -> impl Strategy<Value = ContainerShape> {
 
 impl ContainerShape {
     fn build(&self, machine: &mut Machine, name: &str, guest: &str, role: ContainerRole) -> SavedContainer {
-        let (paused, layers_combined, _) = self.flags;
-        let init = self.init.build(machine, None);
+        let (paused, layers_combined, usual) = self.flags;
+        let mut init = self.init.build(machine, None);
+        if usual {
+            init.bundle = format!("/bundles/{}/{name}", self.layers.len());
+        }
         let execs = self.execs.iter().enumerate().map(|(at, exec)| {
             (ExecId::new(format!("exec-{at}")).unwrap(), exec.build(machine, Some(&init.bundle)))
         });
@@ -236,7 +242,7 @@ impl ContainerShape {
             layers,
             scratch,
             layers_combined,
-            rootfs_path: format!("/run/{guest}"),
+            rootfs_path: if usual { format!("/run/{guest}/rootfs") } else { format!("/run/{guest}") },
             plan9_reservations: self.shares.iter().filter_map(|share| machine.reserve_share(share)).collect(),
             vpci_devices,
             copies: self

@@ -108,7 +108,7 @@ pub(super) fn container(name: &str, pid: u32) -> SavedContainer {
         vpci_devices: BTreeSet::new(),
         copies: BTreeMap::new(),
         disk_volumes: BTreeMap::new(),
-        init: process(pid, 0x4000_0000 + pid * 8),
+        init: SavedProcess { bundle: format!("/run/bundles/{name}"), ..process(pid, 0x4000_0000 + pid * 8) },
         execs: BTreeMap::new(),
     }
 }
@@ -228,6 +228,7 @@ pub(super) fn full() -> SavedTree {
         ..process(21, 0x4000_0110)
     };
     let shell = SavedProcess {
+        bundle: "/run/bundles/web".into(),
         terminal: true,
         stdin: Some(StdioPort(0x4000_0120)),
         stderr: None,

@@ -1,5 +1,5 @@
-//! The bytes of version 1. They must be readable for as long as a version 1 may be in flight: who
-//! changes one of these files makes a version 2.
+//! The bytes of each payload's version. They must be readable for as long as that version may be in flight: who
+//! changes one of these files makes the next version. `v1`: what no release has written.
 
 use super::super::SavedTree;
 use super::full::{DEVICE, full};
@@ -61,4 +61,14 @@ fn the_golden_tree_opens() {
     let value = bytes(include_str!("../../../tests/golden/migration.hex"));
     let any = Any { type_url: saved::Migration::type_url(), value, ..Any::default() };
     assert_eq!(SavedTree::open(&any).unwrap(), full());
+}
+
+#[test]
+fn a_tree_of_an_older_version_is_refused_by_it() {
+    let value = bytes(include_str!("../../../tests/golden/v1/migration.hex"));
+    let any = Any { type_url: saved::Migration::type_url(), value, ..Any::default() };
+    let refused = SavedTree::open(&any).unwrap_err().to_string();
+    for part in ["config.vm.scsi", "schema version 1", "reads 2", "same Dunlin version"] {
+        assert!(refused.contains(part), "{refused}");
+    }
 }

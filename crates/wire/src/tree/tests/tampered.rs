@@ -88,9 +88,12 @@ fn unknown_urls() {
 #[test]
 fn unknown_versions() {
     for place in PLACES {
-        for version in [0, 2, 127] {
+        // An older one, the next, and none.
+        for change in [1, -1, i8::MAX] {
+            let mut version = 0;
             let error = refusal(place, |any| {
-                assert_eq!(any.value[..2], [8, 1], "version 1 comes first");
+                assert!(any.value[0] == 8 && matches!(any.value[1], 1 | 2), "the version comes first");
+                version = any.value[1].wrapping_add_signed(change) & 127;
                 any.value[1] = version;
             });
             assert!(error.contains(&format!("schema version {version} ")), "{error}");
@@ -194,6 +197,12 @@ fn what_must_be_there() {
     refused::<saved::Container>(PLACES[7], &["containers[1].role: missing"], |container| {
         container.role = saved::ContainerRole::CONTAINER_ROLE_UNSPECIFIED.into();
     });
+    refused::<saved::Pod>(PLACES[5], &["containers[0].processes[\"\"].bundle: missing"], |pod| {
+        pod.bundle_directory.clear();
+    });
+    refused::<saved::Pod>(PLACES[5], &["containers[1].rootfs_path", "absolute"], |pod| {
+        pod.root_directory.clear()
+    });
     refused::<saved::Container>(PLACES[7], &["layers[0]", "the mount of SCSI reservation"], |container| {
         container.layers[0].reservation_id = vec![7; 16];
         container.layers[0].guest_path.clear();
@@ -223,6 +232,15 @@ fn malformed_fields() {
     refused::<saved::Scsi>(scsi, &["scsi.disks[64].token.value", "has 33 bytes", "32"], |scsi| {
         scsi.disks.get_mut(&64).unwrap().token.as_mut().unwrap().value.push(0);
     });
+    refused::<saved::Scsi>(scsi, &["scsi.disks[64].directory", "3 is none of the 2"], |scsi| {
+        scsi.disks.get_mut(&64).unwrap().directory = 3;
+    });
+    refused::<saved::Scsi>(scsi, &["scsi.directories[1]", "5000 bytes"], |scsi| {
+        scsi.directories[1] = "d".repeat(5000);
+    });
+    let long = |place: &mut String| *place = "d".repeat(5000);
+    refused::<saved::Pod>(PLACES[5], &["bundle_directory", "4096"], |pod| long(&mut pod.bundle_directory));
+    refused::<saved::Pod>(PLACES[5], &["root_directory", "4096"], |pod| long(&mut pod.root_directory));
     refused::<saved::Scsi>(scsi, &["scsi.disks[300]", "does not exist"], |scsi| {
         let disk = scsi.disks.remove(&1).unwrap();
         scsi.disks.insert(300, disk);
