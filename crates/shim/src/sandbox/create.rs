@@ -43,7 +43,7 @@ pub(crate) struct NewTask {
 }
 
 /// A container that has its place.
-struct Placed {
+pub(super) struct Placed {
     guest_id: String,
     guest_pod: String,
     role: ContainerRole,
@@ -94,7 +94,7 @@ impl Sandbox {
     }
 
     /// Puts a container that is being created into the table, where it keeps others out.
-    fn place_new(
+    pub(super) fn place_new(
         &self,
         task: &NewTask,
         spec: &Value,

@@ -1,3 +1,7 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
 use super::*;
 
 fn config(read_only: bool, names: &[&str]) -> Config {
@@ -129,4 +133,48 @@ fn an_abort_ends_what_was_imported() {
     assert!(!there.unmap(&id).unwrap(), "there is no guest to ask");
     assert!(there.release(&id).unwrap().is_some());
     there.check_migratable().unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// By whatever way the table got where it is.
+    #[test]
+    fn a_table_comes_back_as_it_was_saved(
+        forbidden in any::<bool>(),
+        steps in vec((0..6u8, any::<Index>(), 0..3u8, any::<bool>()), 0..40),
+    ) {
+        let mut plan9 = Plan9::default();
+        if forbidden {
+            plan9.forbid_writing();
+        }
+        for (step, at, number, flag) in steps {
+            let used: Vec<ReservationId> = plan9.table.reservations.keys().cloned().collect();
+            if step == 0 || used.is_empty() {
+                let names: &[&str] = if number == 0 { &["hosts"] } else { &[] };
+                // Refused where nothing may be written to, or the share is broken.
+                let _ = plan9.reserve(&format!("/srv/{number}"), &config(flag, names), holder("web"));
+                continue;
+            }
+            let id = at.get(&used);
+            // What has no place in the share's state changes nothing.
+            match step {
+                1 => drop(plan9.add(id)),
+                2 => drop(plan9.map(id)),
+                3 => drop(plan9.unmap(id)),
+                4 if flag => plan9.fail(id),
+                _ => drop(plan9.release(id)),
+            }
+        }
+        let saved = plan9.save().unwrap();
+        prop_assert_eq!(&plan9.save().unwrap(), &saved);
+        let mut there = Plan9::import(saved.clone()).unwrap();
+        prop_assert_eq!(&there.table, &saved);
+        prop_assert!(there.save().is_err() && there.reserve("/x", &config(true, &[]), holder("c")).is_err());
+        for id in saved.reservations.keys() {
+            prop_assert_eq!(there.share(id).unwrap(), plan9.share(id).unwrap());
+        }
+        plan9.resume().unwrap();
+        prop_assert_eq!(plan9.save().unwrap(), saved);
+    }
 }

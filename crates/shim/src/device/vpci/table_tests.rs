@@ -1,3 +1,7 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
 use super::*;
 
 fn device(text: &str) -> HostDevice {
@@ -87,4 +91,40 @@ fn a_saved_table_is_frozen_and_an_imported_one_inert() {
     given_up.abort().unwrap();
     assert_eq!(given_up.device(&id).unwrap().0.stage, State::Removed);
     given_up.remove(&id).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// By whatever way the table got where it is.
+    #[test]
+    fn a_table_comes_back_as_it_was_saved(steps in vec((0..6u8, any::<Index>(), 0..6u8), 0..40)) {
+        let mut vpci = Vpci::default();
+        for (step, at, number) in steps {
+            let there: Vec<String> = vpci.table.devices.keys().cloned().collect();
+            if step == 0 || there.is_empty() {
+                let function = if number % 2 == 0 { "" } else { "/1" };
+                let device = device(&format!("0000:0{}:00.0{function}", number / 2));
+                // Refused when no port is free, or the device is broken.
+                let _ = vpci.reserve(&device, "web", &BTreeSet::new());
+                continue;
+            }
+            let id = at.get(&there);
+            // What has no place in the device's state changes nothing.
+            match step {
+                1 => drop(vpci.enter(id, Op::Assign)),
+                2 => drop(vpci.enter(id, Op::Ready)),
+                3 if number == 0 => drop(vpci.enter(id, Op::Fail)),
+                _ if vpci.device(id).unwrap().0.ref_count == 0 => vpci.remove(id).unwrap(),
+                _ => drop(vpci.release(id, "web")),
+            }
+        }
+        let saved = vpci.save().unwrap();
+        prop_assert_eq!(&vpci.save().unwrap(), &saved);
+        let mut there = Vpci::import(saved.clone()).unwrap();
+        prop_assert_eq!(&there.table, &saved);
+        prop_assert!(there.save().is_err());
+        vpci.resume().unwrap();
+        prop_assert_eq!(vpci.save().unwrap(), saved);
+    }
 }

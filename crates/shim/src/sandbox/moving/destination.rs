@@ -330,17 +330,8 @@ struct Adopted {
 impl Inner {
     /// Every controller is free, every running process has its streams; nothing here waits for the guest.
     fn adopt(&mut self, vm: &Arc<Vm>, handoff: &Handoff) -> Adopted {
-        let mut adopted = Adopted::default();
-        self.scsi.resume();
-        for pod in self.pods.values_mut() {
-            pod.hold = Hold::Free;
-            adopted.rebound.push((pod.network.namespace_id().to_owned(), pod.network.resume()));
-        }
+        let mut adopted = Adopted { rebound: self.free_arrived(), ..Adopted::default() };
         for container in self.containers.values_mut() {
-            for volume in container.disk_volumes.values() {
-                self.scsi.leave_to_host(volume);
-            }
-            container.hold = Hold::Free;
             for process in container.processes.values_mut() {
                 if process.state() != process::State::Running {
                     continue;
@@ -366,6 +357,23 @@ impl Inner {
             });
         }
         adopted
+    }
+
+    /// Every controller that arrived is this host's own. Gives the NICs that have other addresses here, by the guest's
+    /// name of their namespace.
+    pub(in crate::sandbox) fn free_arrived(&mut self) -> Vec<(String, BTreeMap<String, SavedEndpoint>)> {
+        self.scsi.resume();
+        for container in self.containers.values_mut() {
+            for volume in container.disk_volumes.values() {
+                self.scsi.leave_to_host(volume);
+            }
+            container.hold = Hold::Free;
+        }
+        let pods = self.pods.values_mut().map(|pod| {
+            pod.hold = Hold::Free;
+            (pod.network.namespace_id().to_owned(), pod.network.resume())
+        });
+        pods.collect()
     }
 
     /// Frees what containerd knows, forgets what it does not. Gives what has ended: container id, exec id.

@@ -3,13 +3,15 @@
 //!
 //! Saving validates everything first and freezes second: a refused export leaves nothing frozen.
 
+mod export;
+mod import;
 mod patch;
 mod scsi;
 mod shared;
 mod state;
+#[cfg(test)]
+mod tests;
 mod tree;
-
-use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_migration::refusal::Refusal;
 use dunlin_migration::session::{Imported as ImportedSet, Saved};
@@ -23,10 +25,7 @@ use dunlin_wire::tree::{SandboxOptions, SavedTree, SavedVm, VmStage};
 
 use super::moving::refusal;
 use super::{Inner, Machine, Sandbox, bundle};
-use crate::controller::{NotNow, Transitions};
-use crate::hold::Step;
 use crate::vm::{self, Vm, channel, image};
-use crate::{container, pod, process};
 
 /// Of every machine that Dunlin makes, as containerd writes it.
 const ARCHITECTURE: &str = "amd64";
@@ -90,7 +89,7 @@ impl Sandbox {
         self.copies.freeze().await.map_err(|error| Refusal::precondition(error.to_string()))?;
         let mut inner = self.inner();
         // Everything is asked first: a refused export leaves nothing frozen.
-        check_all(&inner)?;
+        export::check_all(&inner)?;
         check_plugged(&inner, &vm)?;
         if !vm.resumable() {
             return Err(Refusal::precondition(
@@ -99,7 +98,7 @@ impl Sandbox {
             ));
         }
         // Before the next free port is told.
-        let pods = tree::save_pods(&inner, &|stdio| vm.set_aside(stdio))?;
+        let saved = export::controllers(&inner, &self.shares, &self.devices, &|stdio| vm.set_aside(stdio))?;
         let document = serde_json::to_vec(&vm.present_document())
             .map_err(|error| Refusal::unknown(format!("vm.document: {error}")))?;
         let machine = SavedVm {
@@ -117,15 +116,15 @@ impl Sandbox {
             bridge_next_id: vm.bridge.next_id() + BRIDGE_ID_GAP,
             compat,
             document,
-            scsi: scsi::save(&inner.scsi)?,
-            vpci: self.devices.save().map_err(|error| Refusal::precondition(error.to_string()))?,
-            plan9: self.shares.save().map_err(|error| Refusal::precondition(error.to_string()))?,
+            scsi: saved.scsi,
+            vpci: saved.vpci,
+            plan9: saved.plan9,
         };
-        let tree = SavedTree { vm: machine, pods };
+        let tree = SavedTree { vm: machine, pods: saved.pods };
         // Sealing checks what an import would.
         let config = tree.seal().map_err(|error| Refusal::unknown(error.to_string()))?;
         let sandbox_state = self.sandbox_state(&inner, &vm)?;
-        freeze_all(&mut inner)?;
+        export::freeze_all(&mut inner)?;
         inner.narrow_streams();
         Ok(Saved {
             config,
@@ -171,31 +170,10 @@ impl Sandbox {
         images: Option<ImagesAt>,
     ) -> Result<ImportedSet, Refusal> {
         let tree = SavedTree::open(config).map_err(|error| Refusal::invalid(error.to_string()))?;
-        let document: Document = serde_json::from_slice(&tree.vm.document)
-            .map_err(|error| Refusal::invalid(format!("vm.document: {error}")))?;
-        document.validate().map_err(|error| Refusal::invalid(format!("vm.document: {error}")))?;
+        let document = import::document(&tree)?;
         self.check_compat(&tree.vm.compat, &document).await?;
-        check_nics(&tree, &document)?;
-        check_options(&tree)?;
-
-        let scsi = scsi::import(&tree.vm.scsi)?;
-        let mut pods = BTreeMap::new();
-        let mut containers = BTreeMap::new();
-        let mut waiting = BTreeSet::new();
-        for pod in &tree.pods {
-            pods.insert(pod.pod_id.to_string(), tree::import_pod(pod));
-            for saved in &pod.containers {
-                waiting.insert(saved.container_id.clone());
-                let container = tree::import_container(pod, saved)?;
-                containers.insert(saved.container_id.to_string(), container);
-            }
-        }
-        let disks = scsi.mirrored().into_iter().collect();
-        if !tree.vm.vpci.devices.is_empty() || !tree.vm.plan9.shares.is_empty() {
-            return Err(Refusal::precondition(
-                "vm.vpci, vm.plan9: devices and directories of the source's host cannot be had here; remove them from the pod",
-            ));
-        }
+        let taken = import::controllers(&tree, &document)?;
+        let set = taken.set();
         let mut inner = self.inner();
         if !inner.containers.is_empty() {
             return Err(Refusal::precondition(
@@ -205,22 +183,14 @@ impl Sandbox {
         inner
             .set_machine(vm::state::Op::Import, Machine::Imported)
             .map_err(|error| Refusal::precondition(error.to_string()))?;
-        let inert = |error: NotNow| Refusal::precondition(error.to_string());
-        self.shares.adopt(tree.vm.plan9).map_err(inert)?;
-        let nothing_here = |error: &dyn std::fmt::Display| Refusal::precondition(error.to_string());
-        self.shares.patch(&BTreeMap::new()).map_err(|error| nothing_here(&error))?;
-        self.devices.adopt(tree.vm.vpci).map_err(inert)?;
-        self.devices.patch(&BTreeMap::new()).map_err(|error| nothing_here(&error))?;
-        inner.scsi = scsi;
-        inner.pods = pods;
-        inner.containers = containers;
+        taken.place(&mut inner, &self.shares, &self.devices)?;
         inner.imported = Some(Imported {
             document,
             next_port: tree.vm.next_port.0,
             bridge_next_id: tree.vm.bridge_next_id,
             images,
         });
-        Ok(ImportedSet { containers: waiting, disks })
+        Ok(set)
     }
 
     async fn check_compat(&self, source: &Compat, document: &Document) -> Result<(), Refusal> {
@@ -255,45 +225,6 @@ impl Sandbox {
             .collect();
         if refused.is_empty() { Ok(()) } else { Err(Refusal::precondition(refused.join("; "))) }
     }
-}
-
-/// What was promised on the source and cannot be kept here.
-fn check_options(tree: &SavedTree) -> Result<(), Refusal> {
-    let options = &tree.vm.options;
-    let encrypted = tree.vm.scsi.disks.values().any(|disk| disk.mounts.values().any(|mount| mount.encrypted));
-    let promised = [
-        ("confidential", options.confidential.is_some()),
-        ("scratch_encryption", options.scratch_encryption || encrypted),
-        ("policy_based_routing", options.policy_based_routing),
-        ("fully_physically_backed", options.fully_physically_backed),
-    ];
-    match promised.into_iter().find(|(_, asked)| *asked) {
-        None => Ok(()),
-        Some((option, _)) => Err(Refusal::precondition(format!(
-            "vm.options.{option}: this version of Dunlin cannot give a machine that; move it to a host that can"
-        ))),
-    }
-}
-
-/// The machine's NICs are those of the pods, on both sides: what else is in it cannot be connected.
-fn check_nics(tree: &SavedTree, document: &Document) -> Result<(), Refusal> {
-    let mut of_pods: Vec<(u8, String)> = tree
-        .pods
-        .iter()
-        .filter_map(|pod| pod.network.as_ref())
-        .flat_map(|network| network.endpoints.values())
-        .map(|nic| (nic.root_port, nic.mac.clone()))
-        .collect();
-    of_pods.sort();
-    let mut of_machine: Vec<(u8, String)> =
-        document.nics.iter().map(|nic| (nic.root_port.index(), nic.mac.to_string())).collect();
-    of_machine.sort();
-    if of_pods == of_machine {
-        return Ok(());
-    }
-    Err(Refusal::invalid(format!(
-        "vm.document.nics: the machine has {of_machine:?} and the pods have {of_pods:?}; export again"
-    )))
 }
 
 /// A NIC that the guest did not let go of is nobody's.
@@ -338,44 +269,4 @@ fn compat_from(
         vcpus: document.vcpus,
         vm_uuid: document.uuid.to_string(),
     })
-}
-
-/// Whether everything can be saved now. Changes nothing.
-fn check_all(inner: &Inner) -> Result<(), Refusal> {
-    let precondition = |error: &dyn std::fmt::Display| Refusal::precondition(format!("{error}; retry later"));
-    inner.scsi.check_save().map_err(|error| precondition(&error))?;
-    for pod in inner.pods.values() {
-        let (mut state, mut hold) = (pod.state, pod.hold);
-        state.enter(pod::Op::Save, pod.what()).map_err(|error| precondition(&error))?;
-        hold.enter(Step::Save, pod.what()).map_err(|error| precondition(&error))?;
-        pod.network.check_save().map_err(|error| precondition(&error))?;
-    }
-    for container in inner.containers.values() {
-        let (mut state, mut hold) = (container.state, container.hold);
-        let what = container.what();
-        state.enter(container::Op::Save, &what).map_err(|error| precondition(&error))?;
-        hold.enter(Step::Save, &what).map_err(|error| precondition(&error))?;
-        for process in container.processes.values() {
-            let exec = &process.exec_id;
-            let what = if exec.is_empty() { what.clone() } else { format!("{what}, exec {exec}") };
-            process.state().enter(process::Op::Save, what).map_err(|error| precondition(&error))?;
-        }
-    }
-    Ok(())
-}
-
-/// Freezes what [`check_all`] has allowed, under the same lock.
-fn freeze_all(inner: &mut Inner) -> Result<(), Refusal> {
-    let frozen = |error: &dyn std::fmt::Display| Refusal::unknown(error.to_string());
-    inner.scsi.freeze().map_err(|error| frozen(&error))?;
-    for pod in inner.pods.values_mut() {
-        let what = pod.what();
-        pod.hold.enter(Step::Save, &what).map_err(|error| frozen(&error))?;
-        pod.network.hold.enter(Step::Save, &what).map_err(|error| frozen(&error))?;
-    }
-    for container in inner.containers.values_mut() {
-        let what = container.what();
-        container.hold.enter(Step::Save, what).map_err(|error| frozen(&error))?;
-    }
-    Ok(())
 }

@@ -23,12 +23,12 @@ use crate::rootfs::{RootfsError, mounts, scratch};
 use crate::sandbox::moving::refusal;
 
 /// What the destination's bundle says of a container.
-struct Here {
-    namespace: Option<String>,
-    nics: BTreeMap<String, SavedEndpoint>,
-    annotations: std::collections::HashMap<String, String>,
-    resources: serde_json::Value,
-    hostname: String,
+pub(super) struct Here {
+    pub(super) namespace: Option<String>,
+    pub(super) nics: BTreeMap<String, SavedEndpoint>,
+    pub(super) annotations: std::collections::HashMap<String, String>,
+    pub(super) resources: serde_json::Value,
+    pub(super) hostname: String,
 }
 
 impl Sandbox {
@@ -291,7 +291,7 @@ impl Inner {
     }
 
     /// True: the sandbox of a pod has another id here than it had on the source.
-    fn patch(
+    pub(super) fn patch(
         &mut self,
         task: NewTask,
         source: &str,

@@ -21,7 +21,7 @@ use crate::sandbox::Inner;
 use crate::service::status::{time, timestamp};
 
 /// Ports for a process that has none yet.
-type SetAside<'a> = &'a dyn Fn(&Stdio) -> Ports;
+pub(super) type SetAside<'a> = &'a dyn Fn(&Stdio) -> Ports;
 
 /// Every pod, its sandbox container first.
 pub(super) fn save_pods(inner: &Inner, set_aside: SetAside<'_>) -> Result<Vec<SavedPod>, Refusal> {
