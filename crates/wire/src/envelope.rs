@@ -80,7 +80,7 @@ payloads! {
     Plan9 = "plan9", version 1, at most 2 << 20;
     Vpci = "vpci", version 1, at most 1 << 20;
     Handoff = "handoff", version 1, at most 3 << 20;
-    SandboxState = "sandboxstate", version 1, at most 4 << 20;
+    SandboxState = "sandboxstate", version 2, at most 4 << 20;
 }
 
 /// An envelope is refused. `field` is where it stands, e.g. `config.pods[0].containers[1]`.

@@ -1,7 +1,7 @@
 //! What an orchestrator needs to make a sandbox's configuration elsewhere: `dunlin.sandboxstate.v1`.
 //!
 //! Information only: nothing in it refers to the saved tree, and a destination never reads it. It is
-//! what Create will be asked for again: sizes, annotations and resources, by pod and container.
+//! what Create will be asked for again: options, sizes, annotations and resources, by pod and container.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::Any;
 use crate::envelope::{self, EnvelopeError, Payload};
 use crate::ids::{ContainerId, IdError, SandboxId};
 use crate::saved;
-use crate::tree::{CONTAINERS_MAX, ContainerRole, PODS_MAX};
+use crate::tree::{CONTAINERS_MAX, ContainerRole, PODS_MAX, SandboxOptions};
 
 /// A sandbox's configuration is refused. Each names the place, the reason and the way out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +59,8 @@ pub struct SandboxState {
     pub sandbox_id: SandboxId,
     /// As in `io.containerd.dunlin.v2`.
     pub runtime: String,
+    /// What it was made with.
+    pub options: SandboxOptions,
     /// The sandbox's.
     pub annotations: BTreeMap<String, String>,
     /// The machine's memory, MiB.
@@ -117,6 +119,10 @@ impl SandboxState {
         // A namespace has an identifier's shape, as containerd has it.
         ContainerId::new(message.namespace.as_str())
             .map_err(|error| error.of(&format!("{PLACE}.namespace")))?;
+        let options_at = format!("{PLACE}.options");
+        let options = message.options.into_option().ok_or_else(|| shape(&options_at, "missing"))?;
+        let options = SandboxOptions::from_message(options)
+            .map_err(|_| shape(&format!("{options_at}.architecture"), "is neither amd64 nor arm64"))?;
         let mut pods = Vec::with_capacity(message.pods.len());
         let mut seen = BTreeSet::new();
         for (at, pod) in message.pods.into_iter().enumerate() {
@@ -132,6 +138,7 @@ impl SandboxState {
             sandbox_id: SandboxId::new(message.sandbox_id)
                 .map_err(|error| error.of(&format!("{PLACE}.sandbox_id")))?,
             runtime: message.runtime,
+            options,
             annotations: message.annotations,
             memory_mib: message.memory_mib,
             vcpus: message.vcpus,
@@ -148,6 +155,7 @@ impl SandboxState {
             namespace: self.namespace.clone(),
             sandbox_id: self.sandbox_id.to_string(),
             runtime: self.runtime.clone(),
+            options: Some(self.options.message()).into(),
             annotations: self.annotations.clone(),
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
@@ -213,11 +221,11 @@ fn pod(message: saved::PodState, place: &str) -> Result<PodState, SandboxStateEr
 fn container(message: saved::ContainerState, place: &str) -> Result<ContainerState, SandboxStateError> {
     let at = |name: &str| format!("{place}.{name}");
     let role = message.role.enum_value().ok().and_then(ContainerRole::from_message);
-    let role = role.ok_or_else(|| SandboxStateError::Shape { place: at("role"), reason: "missing" })?;
+    let role = role.ok_or_else(|| shape(&at("role"), "missing"))?;
     let object =
         |json: &[u8]| serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(json).is_ok();
     if !message.resources.is_empty() && !object(&message.resources) {
-        return Err(SandboxStateError::Shape { place: at("resources"), reason: "is not a JSON object" });
+        return Err(shape(&at("resources"), "is not a JSON object"));
     }
     Ok(ContainerState {
         container_id: ContainerId::new(message.container_id)
@@ -228,6 +236,10 @@ fn container(message: saved::ContainerState, place: &str) -> Result<ContainerSta
         annotations: message.annotations,
         resources: message.resources,
     })
+}
+
+fn shape(place: &str, reason: &'static str) -> SandboxStateError {
+    SandboxStateError::Shape { place: place.to_owned(), reason }
 }
 
 fn limit(place: &str, count: usize, limit: usize) -> Result<(), SandboxStateError> {

@@ -4,6 +4,7 @@ use proptest::sample::{Index, select};
 
 use super::*;
 use crate::envelope::{open, seal};
+use crate::tree::Confidential;
 
 const GOLDEN: &str = include_str!("../tests/golden/sandboxstate.hex");
 
@@ -29,6 +30,18 @@ fn full() -> SandboxState {
         namespace: "k8s.io".into(),
         sandbox_id: SandboxId::new("pod").unwrap(),
         runtime: "io.containerd.dunlin.v2".into(),
+        options: SandboxOptions {
+            no_writable_file_shares: true,
+            scratch_encryption: true,
+            policy_based_routing: true,
+            architecture: "amd64".into(),
+            fully_physically_backed: true,
+            confidential: Some(Confidential {
+                security_policy: "cG9saWN5".into(),
+                security_policy_enforcer: "rego".into(),
+                reference_info_file: "reference.cose".into(),
+            }),
+        },
         annotations: [("a".to_owned(), "1".to_owned()), ("b".to_owned(), String::new())].into(),
         memory_mib: 512,
         vcpus: 2,
@@ -68,6 +81,10 @@ fn refused(parts: &[&str], change: impl FnOnce(&mut saved::SandboxState)) {
 fn what_contradicts_itself_is_refused_by_name() {
     refused(&["sandbox_state.namespace", "identifier"], |state| state.namespace = "a b".into());
     refused(&["sandbox_state.sandbox_id", "empty"], |state| state.sandbox_id.clear());
+    refused(&["sandbox_state.options", "missing"], |state| state.options = None.into());
+    refused(&["options.architecture", "neither amd64 nor arm64"], |state| {
+        state.options.mut_or_insert_default().architecture = "riscv64".into();
+    });
     refused(&["sandbox_state.pods", "17", "16"], |state| state.pods = vec![state.pods[0].clone(); 17]);
     refused(&["sandbox_state.pods[1]", "pod pod", "twice"], |state| {
         state.pods = vec![state.pods[0].clone(); 2];
@@ -105,8 +122,8 @@ fn the_envelope_is_judged_first() {
         assert!(error.starts_with("sandbox_state: "), "{cut}: {error}");
     }
     let mut other = sealed.clone();
-    other.value[1] = 2;
-    assert!(SandboxState::open(&other).unwrap_err().to_string().contains("schema version 2"));
+    other.value[1] = 1;
+    assert!(SandboxState::open(&other).unwrap_err().to_string().contains("schema version 1"));
     let cap = saved::SandboxState::CAP;
     let oversized = Any { value: vec![0; cap + 1], ..sealed.clone() };
     assert!(SandboxState::open(&oversized).unwrap_err().to_string().contains("bytes are more than"));
@@ -127,8 +144,20 @@ fn state() -> impl Strategy<Value = SandboxState> {
     let container = (role, annotations(), resources);
     let pod = (".{0,8}", vec(container, 0..4));
     let names = ("[a-z]{1,8}", ".{0,9}", ".{0,9}", ".{0,9}");
-    (names, annotations(), any::<(u64, u32, u64)>(), vec(pod, 0..3)).prop_map(
-        |((namespace, runtime, machine, cpu), annotations, (memory_mib, vcpus, scratch_mib), pods)| {
+    let options = (any::<[bool; 5]>(), select(vec!["amd64", "arm64"]), ".{0,9}");
+    let sizes = any::<(u64, u32, u64)>();
+    (names, options, annotations(), sizes, vec(pod, 0..3)).prop_map(
+        |(names, (flags, architecture, policy), annotations, (memory_mib, vcpus, scratch_mib), pods)| {
+            let (namespace, runtime, machine, cpu) = names;
+            let options = SandboxOptions {
+                no_writable_file_shares: flags[0],
+                scratch_encryption: flags[1],
+                policy_based_routing: flags[2],
+                architecture: architecture.to_owned(),
+                fully_physically_backed: flags[3],
+                confidential: flags[4]
+                    .then(|| Confidential { security_policy: policy, ..Confidential::default() }),
+            };
             let pods = pods.into_iter().enumerate().map(|(p, (hostname, containers))| {
                 let containers =
                     containers.into_iter().enumerate().map(|(c, (role, annotations, resources))| {
@@ -148,6 +177,7 @@ fn state() -> impl Strategy<Value = SandboxState> {
                 namespace,
                 sandbox_id: SandboxId::new("s").unwrap(),
                 runtime,
+                options,
                 annotations,
                 memory_mib,
                 vcpus,
@@ -176,7 +206,7 @@ proptest! {
 
     #[test]
     fn no_bytes_panic(value in vec(any::<u8>(), 0..100)) {
-        for prefix in [&[][..], &[8, 1]] {
+        for prefix in [&[][..], &[8, 2]] {
             let value = [prefix, &value].concat();
             taken_whole_or_refused(&Any { type_url: SandboxState::type_url(), value, ..Any::default() });
         }

@@ -17,6 +17,7 @@
 mod check;
 mod devices;
 mod open;
+mod options;
 mod pods;
 mod seal;
 mod stages;
@@ -31,6 +32,7 @@ pub use self::devices::{
     DiskAccess, DiskToken, SavedDisk, SavedMount, SavedPlan9, SavedReservation, SavedScsi, SavedShare,
     SavedShareMount, SavedVpci, SavedVpciDevice,
 };
+pub use self::options::{Confidential, SandboxOptions};
 pub use self::pods::{
     ProcessStage, SavedContainer, SavedEndpoint, SavedExit, SavedLayer, SavedNetwork, SavedPod, SavedProcess,
     SavedRoute,
@@ -173,34 +175,6 @@ pub struct SavedVm {
     pub vpci: SavedVpci,
     /// Its shares.
     pub plan9: SavedPlan9,
-}
-
-/// What a sandbox was made with and keeps for life.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SandboxOptions {
-    /// No Plan9 share may be written to.
-    pub no_writable_file_shares: bool,
-    /// Scratch disks are encrypted in the guest.
-    pub scratch_encryption: bool,
-    /// Routes in the guest follow policies.
-    pub policy_based_routing: bool,
-    /// The guest's, `amd64` or `arm64`.
-    pub architecture: String,
-    /// All of the guest's memory is backed by physical memory from the start.
-    pub fully_physically_backed: bool,
-    /// Of a confidential machine.
-    pub confidential: Option<Confidential>,
-}
-
-/// What a confidential machine was made with.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Confidential {
-    /// The policy, as it was given.
-    pub security_policy: String,
-    /// Who enforces it.
-    pub security_policy_enforcer: String,
-    /// The signed reference values, by file.
-    pub reference_info_file: String,
 }
 
 impl SavedTree {

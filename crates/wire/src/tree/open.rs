@@ -7,7 +7,7 @@ mod shape;
 use protobuf::MessageField;
 
 use self::shape::{contradiction, known, limit, missing, required};
-use super::{Confidential, PODS_MAX, SandboxOptions, SavedPlan9, SavedTree, SavedVm, SavedVpci, TreeError};
+use super::{PODS_MAX, SandboxOptions, SavedPlan9, SavedTree, SavedVm, SavedVpci, TreeError};
 use crate::Any;
 use crate::compat::Compat;
 use crate::envelope::open;
@@ -53,23 +53,10 @@ fn machine(any: &Any, place: &str) -> Result<SavedVm, TreeError> {
 
 fn options(message: MessageField<saved::SandboxOptions>, place: &str) -> Result<SandboxOptions, TreeError> {
     let message = message.into_option().ok_or_else(|| missing(place))?;
-    if !matches!(message.architecture.as_str(), "amd64" | "arm64") {
-        return Err(contradiction(
+    SandboxOptions::from_message(message).map_err(|given| {
+        contradiction(
             &format!("{place}.architecture"),
-            format!("{:?} is neither amd64 nor arm64", shape::shown(&message.architecture)),
-        ));
-    }
-    let confidential = message.confidential.into_option().map(|confidential| Confidential {
-        security_policy: confidential.security_policy,
-        security_policy_enforcer: confidential.security_policy_enforcer,
-        reference_info_file: confidential.reference_info_file,
-    });
-    Ok(SandboxOptions {
-        no_writable_file_shares: message.no_writable_file_shares,
-        scratch_encryption: message.scratch_encryption,
-        policy_based_routing: message.policy_based_routing,
-        architecture: message.architecture,
-        fully_physically_backed: message.fully_physically_backed,
-        confidential,
+            format!("{:?} is neither amd64 nor arm64", shape::shown(&given)),
+        )
     })
 }

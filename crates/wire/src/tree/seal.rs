@@ -3,7 +3,7 @@
 mod devices;
 mod pods;
 
-use super::{SandboxOptions, SavedPlan9, SavedTree, SavedVm, SavedVpci};
+use super::{SavedPlan9, SavedTree, SavedVm, SavedVpci};
 use crate::Any;
 use crate::envelope::seal;
 use crate::saved;
@@ -19,7 +19,7 @@ fn machine(vm: &SavedVm) -> Any {
     let mut message = saved::Vm::new();
     message.vm_id.clone_from(&vm.vm_id);
     message.stage = saved::VmStage::from(vm.stage).into();
-    message.options = Some(options(&vm.options)).into();
+    message.options = Some(vm.options.message()).into();
     message.next_port = vm.next_port.0;
     message.bridge_next_id = vm.bridge_next_id;
     message.compat_info = vm.compat.to_json();
@@ -28,21 +28,4 @@ fn machine(vm: &SavedVm) -> Any {
     message.vpci = (vm.vpci != SavedVpci::default()).then(|| devices::vpci(&vm.vpci)).into();
     message.plan9 = (vm.plan9 != SavedPlan9::default()).then(|| devices::plan9(&vm.plan9)).into();
     seal(message)
-}
-
-fn options(options: &SandboxOptions) -> saved::SandboxOptions {
-    let mut message = saved::SandboxOptions::new();
-    message.no_writable_file_shares = options.no_writable_file_shares;
-    message.scratch_encryption = options.scratch_encryption;
-    message.policy_based_routing = options.policy_based_routing;
-    message.architecture.clone_from(&options.architecture);
-    message.fully_physically_backed = options.fully_physically_backed;
-    if let Some(confidential) = &options.confidential {
-        let mut one = saved::Confidential::new();
-        one.security_policy.clone_from(&confidential.security_policy);
-        one.security_policy_enforcer.clone_from(&confidential.security_policy_enforcer);
-        one.reference_info_file.clone_from(&confidential.reference_info_file);
-        message.confidential = Some(one).into();
-    }
-    message
 }

@@ -101,17 +101,18 @@ impl Sandbox {
         let saved = export::controllers(&inner, &self.shares, &self.devices, &|stdio| vm.set_aside(stdio))?;
         let document = serde_json::to_vec(&vm.present_document())
             .map_err(|error| Refusal::unknown(format!("vm.document: {error}")))?;
+        let options = SandboxOptions {
+            no_writable_file_shares: self.shares.read_only(),
+            scratch_encryption: false,
+            policy_based_routing: false,
+            architecture: ARCHITECTURE.to_owned(),
+            fully_physically_backed: false,
+            confidential: None,
+        };
         let machine = SavedVm {
             vm_id: vm.document.uuid.to_string(),
             stage: VmStage::Running,
-            options: SandboxOptions {
-                no_writable_file_shares: self.shares.read_only(),
-                scratch_encryption: false,
-                policy_based_routing: false,
-                architecture: ARCHITECTURE.to_owned(),
-                fully_physically_backed: false,
-                confidential: None,
-            },
+            options: options.clone(),
             next_port: StdioPort(vm.next_port()),
             bridge_next_id: vm.bridge.next_id() + BRIDGE_ID_GAP,
             compat,
@@ -123,7 +124,7 @@ impl Sandbox {
         let tree = SavedTree { vm: machine, pods: saved.pods };
         // Sealing checks what an import would.
         let config = tree.seal().map_err(|error| Refusal::unknown(error.to_string()))?;
-        let sandbox_state = self.sandbox_state(&inner, &vm)?;
+        let sandbox_state = self.sandbox_state(&inner, &vm, options)?;
         export::freeze_all(&mut inner)?;
         inner.narrow_streams();
         Ok(Saved {
@@ -139,7 +140,7 @@ impl Sandbox {
         self.devices.check_migratable().map_err(|tie| Refusal::precondition(tie.to_string()))
     }
 
-    fn sandbox_state(&self, inner: &Inner, vm: &Vm) -> Result<Any, Refusal> {
+    fn sandbox_state(&self, inner: &Inner, vm: &Vm, options: SandboxOptions) -> Result<Any, Refusal> {
         let pods = inner.pods.values().map(|pod| state::pod(inner, pod)).collect::<Result<Vec<_>, _>>()?;
         // CRI may have renamed it on the way here; the guest has not.
         let own = inner.pods.values().find(|pod| pod.guest_id == self.id);
@@ -152,6 +153,7 @@ impl Sandbox {
             namespace: self.namespace.clone(),
             sandbox_id: SandboxId::new(self.id.clone())?,
             runtime: bundle::RUNTIME.to_owned(),
+            options,
             annotations,
             memory_mib: vm.document.memory_mib,
             vcpus: vm.document.vcpus,
