@@ -118,6 +118,7 @@ lint: rust
 
 bench: root release image
 	DUNLIN_BIN_DIR=$(CURDIR)/$(TARGET)/release DUNLIN_IMAGE_DIR=$(CURDIR)/$(IMAGE) cargo bench -p dunlin-benches
+	cargo test --profile bench -p dunlin-shim -- --ignored --nocapture saving_costs
 
 clean:
 	@[[ ! -x $(BIN)/dunlin ]] || (( EUID != 0 )) || $(BIN)/dunlin lab down
