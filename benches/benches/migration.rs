@@ -164,7 +164,8 @@ impl<'a> Bare<'a> {
         let begin = std::time::Instant::now();
         let mut destination = Machine::incoming(self.ground, &self.moves.to_string(), &self.machine).await?;
         let spawn = begin.elapsed();
-        let moved = move_machine(&self.machine, &mut destination, &self.lines, self.network, limit).await?;
+        let moved =
+            move_machine(&self.machine, &mut destination, Some(&self.lines), self.network, limit).await?;
         let source = std::mem::replace(&mut self.machine, destination);
         source.end().await?;
         self.lines.await_more(LINES, LINES_DEADLINE).await?;

@@ -81,6 +81,9 @@ pub enum BenchError {
     /// QEMU refused a command.
     #[error("QEMU: {0}")]
     Qmp(#[from] QmpError),
+    /// A tap or a namespace.
+    #[error(transparent)]
+    Net(#[from] dunlin_net::NetError),
     /// The link to the guest.
     #[error("the link to the guest: {0}")]
     Link(#[from] LinkError),

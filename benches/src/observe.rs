@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dunlin_qemu::qmp::{QmpClient, RawEvent};
 use serde_json::json;
@@ -77,13 +77,21 @@ impl Observer {
     /// while that RESUME has not come.
     #[must_use]
     pub fn blackout(&self, from: Host) -> Option<Duration> {
+        let (stop, resume) = self.pause(from)?;
+        resume.duration_since(stop).ok()
+    }
+
+    /// Both ends of it.
+    #[must_use]
+    pub fn pause(&self, from: Host) -> Option<(SystemTime, SystemTime)> {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         let latest = |host: Host, name: &str| {
             let of = events.iter().filter(|heard| heard.host == host && heard.event.name == name);
             of.filter_map(|heard| heard.event.time.unix_nanos()).max()
         };
-        let nanos = latest(from.other(), "RESUME")?.checked_sub(latest(from, "STOP")?)?;
-        Some(Duration::from_nanos(nanos))
+        let at = |nanos| UNIX_EPOCH.checked_add(Duration::from_nanos(nanos));
+        let (stop, resume) = (at(latest(from, "STOP")?)?, at(latest(from.other(), "RESUME")?)?);
+        (stop <= resume).then_some((stop, resume))
     }
 
     /// Memory that `from` had still to send at its latest STOP, bytes.

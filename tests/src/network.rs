@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::sched::{CloneFlags, setns};
@@ -114,12 +114,28 @@ pub struct Echo {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A long time between two responses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// From the first to the second.
+    pub length: Duration,
+    /// When the second one came, by the clock that QEMU's events have too.
+    pub end: SystemTime,
+}
+
+impl Gap {
+    /// Whether it lasted at that time.
+    pub fn holds(&self, time: SystemTime) -> bool {
+        self.end.duration_since(time).is_ok_and(|left| left <= self.length)
+    }
+}
+
 #[derive(Default)]
 struct Seen {
     ended: AtomicBool,
     answers: AtomicU64,
-    /// Since it was last asked for.
-    longest: Mutex<Duration>,
+    /// Since they were last asked for.
+    gaps: Mutex<Vec<Gap>>,
     broken: Mutex<Option<String>>,
 }
 
@@ -173,18 +189,23 @@ impl Echo {
             let gap = now - last;
             last = now;
             seen.answers.fetch_add(1, Ordering::Relaxed);
-            {
-                let mut longest = seen.longest.lock().unwrap_or_else(PoisonError::into_inner);
-                *longest = gap.max(*longest);
+            if gap > Echo::EVERY {
+                let end = SystemTime::now();
+                seen.gaps.lock().unwrap_or_else(PoisonError::into_inner).push(Gap { length: gap, end });
             }
             thread::sleep(Echo::EVERY.saturating_sub(begun.elapsed()));
         }
         Ok(())
     }
 
-    /// The longest time between two responses since this was last asked.
+    /// The longest time between two responses since the last question.
     pub fn longest_gap(&self) -> Duration {
-        std::mem::take(&mut *self.seen.longest.lock().unwrap_or_else(PoisonError::into_inner))
+        self.gaps().iter().map(|gap| gap.length).max().unwrap_or_default()
+    }
+
+    /// The times between responses that were longer than [`Echo::EVERY`], since the last question.
+    pub fn gaps(&self) -> Vec<Gap> {
+        std::mem::take(&mut *self.seen.gaps.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits for `more` responses.

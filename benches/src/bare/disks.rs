@@ -45,7 +45,7 @@ fn lay_out(tree: &Path, busybox: &Path) -> std::io::Result<()> {
     }
     let bin = tree.join("bin");
     fs::copy(busybox, bin.join("busybox"))?;
-    for applet in ["sh", "mkfifo", "rm", "cat", "sleep"] {
+    for applet in ["sh", "mkfifo", "rm", "cat", "sleep", "dd"] {
         symlink("busybox", bin.join(applet))?;
     }
     let counter = bin.join("counter");

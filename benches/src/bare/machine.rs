@@ -20,9 +20,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::station::{self, Station};
 use super::{Ground, disks};
 use crate::BenchError;
 use crate::counter::Lines;
+use crate::lab::Host;
 
 const QEMU: &str = "qemu-system-x86_64";
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0,115200 quiet panic=-1";
@@ -44,6 +46,7 @@ pub struct Machine {
     bridge: Bridge,
     tasks: Vec<JoinHandle<()>>,
     next_port: u32,
+    station: Option<Station>,
 }
 
 impl Drop for Machine {
@@ -81,11 +84,33 @@ impl Machine {
     /// QEMU, the link or the guest.
     pub async fn boot(ground: &Ground, name: &str, lines: &Lines) -> Result<(Machine, Duration), BenchError> {
         let begin = Instant::now();
+        let mut machine = Machine::start(ground, name, None).await?;
+        machine.start_counter(lines).await?;
+        Ok((machine, begin.elapsed()))
+    }
+
+    /// Boots a machine with [`ADDRESS`](super::ADDRESS) on the pods' segment of `host`, in which a shell runs `server`.
+    ///
+    /// # Errors
+    /// The lab's network, QEMU, the link or the guest.
+    pub async fn serve(ground: &Ground, name: &str, host: Host, server: &str) -> Result<Machine, BenchError> {
+        let mut machine = Machine::start(ground, name, Some(host)).await?;
+        machine.mount_layer().await?;
+        let busybox = format!("{}/bin/busybox", mount_point(LAYER));
+        let script = station::script(&busybox, server);
+        machine.execute(vec![busybox, "sh".to_owned(), "-c".to_owned(), script]).await?;
+        Ok(machine)
+    }
+
+    async fn start(ground: &Ground, name: &str, host: Option<Host>) -> Result<Machine, BenchError> {
         let document = Document {
             kernel_command_line: KERNEL_COMMAND_LINE.to_owned(),
             ..Document::new(uuid::Uuid::new_v4(), ground.shape.vcpus, ground.shape.memory_mib)
         };
         let mut machine = Machine::launch(ground, name, document, Mode::Boot, 1).await?;
+        if let Some(host) = host {
+            machine.plug(host).await?;
+        }
         let scratch = machine.dir.join("scratch.raw");
         machine.qemu.cont().await?;
         machine.link.start();
@@ -94,8 +119,16 @@ impl Machine {
         made?;
         negotiated?;
         machine.attach(ground, &scratch).await?;
-        machine.start_counter(lines).await?;
-        Ok((machine, begin.elapsed()))
+        Ok(machine)
+    }
+
+    /// Puts it on the pods' segment of `host`: what is to receive a machine that is on it needs that too.
+    ///
+    /// # Errors
+    /// The lab's network or QEMU.
+    pub async fn plug(&mut self, host: Host) -> Result<(), BenchError> {
+        self.station = Some(Station::plug(self, host).await?);
+        Ok(())
     }
 
     /// Makes a machine that can receive `source`: disks attached, blank scratch disk, link connected
@@ -138,7 +171,7 @@ impl Machine {
             tokio::spawn(accept_bridge(link.listen(BRIDGE_PORT)?, bridge.clone())),
             tokio::spawn(discard_log(link.listen(LOG_PORT)?)),
         ];
-        Ok(Machine { qemu, dir, document, link, bridge, tasks, next_port: COUNTER_PORT + 1 })
+        Ok(Machine { qemu, dir, document, link, bridge, tasks, next_port: COUNTER_PORT + 1, station: None })
     }
 
     async fn attach(&self, ground: &Ground, scratch: &Path) -> Result<(), BenchError> {
@@ -156,18 +189,26 @@ impl Machine {
         })
     }
 
+    /// A disk where the guest mounts its like.
+    async fn mount(&self, lun: u8, read_only: bool, filesystem: &str) -> Result<(), BenchError> {
+        let disk = MappedVirtualDisk {
+            mount_path: mount_point(lun),
+            lun,
+            controller: 0,
+            read_only,
+            filesystem: filesystem.to_owned(),
+            ..MappedVirtualDisk::default()
+        };
+        self.modify(Resource::MappedVirtualDisk(disk)).await
+    }
+
+    async fn mount_layer(&self) -> Result<(), BenchError> {
+        self.mount(LAYER, true, "erofs").await
+    }
+
     async fn start_counter(&mut self, lines: &Lines) -> Result<(), BenchError> {
-        for (lun, read_only, filesystem) in [(LAYER, true, "erofs"), (SCRATCH, false, "ext4")] {
-            let disk = MappedVirtualDisk {
-                mount_path: mount_point(lun),
-                lun,
-                controller: 0,
-                read_only,
-                filesystem: filesystem.to_owned(),
-                ..MappedVirtualDisk::default()
-            };
-            self.modify(Resource::MappedVirtualDisk(disk)).await?;
-        }
+        self.mount_layer().await?;
+        self.mount(SCRATCH, false, "ext4").await?;
         let bundle = format!("/run/gcs/pods/{CONTAINER}/{CONTAINER}");
         let rootfs = format!("{bundle}/rootfs");
         let scratch = format!("{}/scratch/{CONTAINER}/{CONTAINER}", mount_point(SCRATCH));
@@ -224,9 +265,11 @@ impl Machine {
         Ok(ours)
     }
 
-    /// Connects to the guest of a machine that has just arrived: bridge and the counter's output.
-    pub(super) fn adopt(&mut self, lines: &Lines) -> Result<(), BenchError> {
-        self.listen_to_counter(lines, Resume::unknown())?;
+    /// Connects to the guest of a machine that has just arrived: bridge and the output of its counter, if it has one.
+    pub(super) fn adopt(&mut self, lines: Option<&Lines>) -> Result<(), BenchError> {
+        if let Some(lines) = lines {
+            self.listen_to_counter(lines, Resume::unknown())?;
+        }
         self.link.start();
         Ok(())
     }
@@ -237,22 +280,9 @@ impl Machine {
     /// The guest.
     pub async fn guest_peaks(&mut self) -> Result<Vec<(String, u64)>, BenchError> {
         self.negotiated().await?;
-        let port = self.next_port;
-        self.next_port += 1;
-        let mut output = self.receive(port, Resume::at(0))?;
         let busybox = format!("{}/bin/busybox", mount_point(LAYER));
         let script = format!("for s in /proc/[0-9]*/status; do echo; {busybox} cat $s 2>/dev/null; done");
-        let parameters = ProcessParameters {
-            command_args: vec![busybox, "sh".to_owned(), "-c".to_owned(), script],
-            create_std_out_pipe: true,
-            ..ProcessParameters::default()
-        };
-        let settings = VsockStdioRelaySettings {
-            std_out: Some(port),
-            resumable: true,
-            ..VsockStdioRelaySettings::default()
-        };
-        let pid: GuestPid = self.bridge.execute(UTILITY_VM, &parameters, Some(settings)).await?;
+        let (pid, mut output) = self.execute(vec![busybox, "sh".to_owned(), "-c".to_owned(), script]).await?;
         let mut text = String::new();
         let read = timeout(BOOT_DEADLINE, output.read_to_string(&mut text)).await;
         read.map_err(|_| BenchError::Deadline {
@@ -263,6 +293,24 @@ impl Machine {
         self.bridge.wait(UTILITY_VM, pid, Some(BOOT_DEADLINE)).await?;
         let own = pid.0.to_string();
         Ok(text.split("\n\n").filter_map(|status| guest_process(status, &own)).collect())
+    }
+
+    /// Runs a program in the guest itself; what it says comes out of the stream.
+    async fn execute(&mut self, arguments: Vec<String>) -> Result<(GuestPid, DuplexStream), BenchError> {
+        let port = self.next_port;
+        self.next_port += 1;
+        let output = self.receive(port, Resume::at(0))?;
+        let parameters = ProcessParameters {
+            command_args: arguments,
+            create_std_out_pipe: true,
+            ..ProcessParameters::default()
+        };
+        let settings = VsockStdioRelaySettings {
+            std_out: Some(port),
+            resumable: true,
+            ..VsockStdioRelaySettings::default()
+        };
+        Ok((self.bridge.execute(UTILITY_VM, &parameters, Some(settings)).await?, output))
     }
 
     /// Ends QEMU and waits until it is gone.

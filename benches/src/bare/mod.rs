@@ -3,11 +3,13 @@
 mod disks;
 mod machine;
 mod movement;
+mod station;
 
 use std::path::{Path, PathBuf};
 
 pub use machine::Machine;
 pub use movement::{DOWNTIME_LIMIT, Moved, Network, move_machine};
+pub use station::ADDRESS;
 
 use crate::BenchError;
 use crate::programs::Programs;

@@ -82,19 +82,21 @@ pub struct Moved {
     pub left: Option<u64>,
     /// When it began, for the counter's gap.
     pub begun: Instant,
+    /// STOP and RESUME.
+    pub pause: (SystemTime, SystemTime),
 }
 
 /// QEMU's and Dunlin's own.
 pub const DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
 
-/// Moves `source` into `destination`, which runs afterwards and whose counter goes on into `lines`.
+/// Moves `source` into `destination`, which runs afterwards and whose counter, if it has one, goes on into `lines`.
 ///
 /// # Errors
 /// QMP's, or a status that is no success.
 pub async fn move_machine(
     source: &Machine,
     destination: &mut Machine,
-    lines: &Lines,
+    lines: Option<&Lines>,
     network: Network,
     downtime_limit: Duration,
 ) -> Result<Moved, BenchError> {
@@ -157,7 +159,9 @@ pub async fn move_machine(
 
     let (stop, resume) = (micros(&stop)?, micros(&resume)?);
     let span = |from: u64, to: u64| Duration::from_micros(to.saturating_sub(from));
+    let at = |micros| UNIX_EPOCH + Duration::from_micros(micros);
     Ok(Moved {
+        pause: (at(stop), at(resume)),
         total: span(begun_at, resume),
         blackout: span(stop, resume),
         disk: in_step,
