@@ -57,15 +57,18 @@ pub struct MigrationOptions {
     pub downtime_limit: Duration,
     /// Slow the guest down when it writes faster than memory is sent.
     pub throttle: Option<Throttle>,
+    /// What arrives tells the network where it is, and has the guest do so: five times, from the first moment on.
+    pub announce: bool,
 }
 
 impl Default for MigrationOptions {
-    /// Practically no limit on the bandwidth, 300 ms, no throttling.
+    /// Practically no limit on the bandwidth, 300 ms, no throttling, announced.
     fn default() -> MigrationOptions {
         MigrationOptions {
             max_bandwidth: 100 << 30,
             downtime_limit: Duration::from_millis(300),
             throttle: None,
+            announce: true,
         }
     }
 }
@@ -136,6 +139,9 @@ impl Qemu {
             parameters["cpu-throttle-initial"] = json!(throttle.initial);
             parameters["cpu-throttle-increment"] = json!(throttle.increment);
             parameters["max-cpu-throttle"] = json!(throttle.maximum);
+        }
+        if !options.announce {
+            parameters["announce-rounds"] = json!(0);
         }
         let set = self.qmp.execute("migrate-set-parameters", parameters).await;
         set.map(drop).map_err(|source| QemuError::PrepareMigration { role, source })

@@ -227,7 +227,8 @@ pub(super) fn transfer_options(options: Option<InitializeOptions>) -> Result<Tra
     }
 
     let (throttle, later_throttle) = throttling(&params)?;
-    let mut qemu = MigrationOptions { throttle, ..MigrationOptions::default() };
+    // The wires announce the guest; to have it do so as well would cost it its first moments.
+    let mut qemu = MigrationOptions { throttle, announce: false, ..MigrationOptions::default() };
     let unnamed = match threshold {
         Some(Threshold { after, cancels: true }) => FIRST_LIMIT.min(after),
         Some(Threshold { cancels: false, .. }) | None => FIRST_LIMIT,
