@@ -64,6 +64,9 @@ fn one_move_under_watch(lab: &Lab) {
     println!("    moved in {:.2} s; states: {}", run.took.as_secs_f64(), seen.join(" | "));
     run.ok();
     container.assert_only_on(Host::B);
+    // Its shim, its machine and its disk: what a source must not keep is found where it is.
+    let of_it = lab.left_of(Host::B, "default", "m-one");
+    assert!(of_it.len() >= 3, "{of_it:#?}");
     container.await_lines(Host::B, 100, SOON);
     assert_whole(&container, Host::B);
     container.remove(Host::B);

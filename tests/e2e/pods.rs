@@ -190,6 +190,30 @@ fn every_byte_and_every_exit_once(lab: &Lab) {
     );
 }
 
+/// The other containerds' case.
+pub(crate) fn there_and_back_with_every_byte(lab: &Lab) {
+    let mut pods = Pods::new(lab, Host::A);
+    for (id, notes, work) in [
+        ("p1", POD, complaining("p1", 10)),
+        ("p1a", IN_POD, cat("p1a")),
+        ("p2", SECOND_POD, complaining("p2", 11)),
+    ] {
+        pods.create(id, notes, work);
+        pods.start(id, "");
+    }
+    pods.exec("p1", "tty", on_a_terminal("p1.tty", 12));
+    pods.exec("p2", "x", quick("p2.x", 13));
+    for number in 1..=2_u32 {
+        let timed = format!("t{number}");
+        pods.exec("p1a", &timed, short(&timed, 50 + number, 15));
+        pods.migrate(if number == 1 { "p1" } else { "p2" });
+        pods.await_more(20_000, dunlin_tests::Process::goes_on);
+        pods.ended("p1a", &timed);
+    }
+    let bytes = end_all(&mut pods);
+    println!("    {:.1} MiB, each byte in its place", mib(bytes));
+}
+
 fn a_reader_that_stands_still_loses_nothing(lab: &Lab) {
     let mut pods = Pods::new(lab, Host::A);
     pods.create("p1", POD, quick("p1", 10));

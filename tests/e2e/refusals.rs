@@ -78,14 +78,14 @@ fn replace_line(text: &[u8], start: &str, line: &str) -> Vec<u8> {
 }
 
 fn an_unknown_container(lab: &Lab) {
-    lab.migrate(Host::A, "there-is-none", "b").fails_naming(&["there-is-none"]);
+    let no = "there is no container or sandbox `there-is-none` in namespace `default`";
+    lab.migrate(Host::A, "there-is-none", "b").fails_naming(&[no]);
 }
 
 fn an_unknown_node(lab: &Lab) {
     let container = Container::start(lab, Host::A, "r-node", &["/bin/counter"]);
-    let text = lab.migrate(Host::A, "r-node", "nowhere").fails_naming(&["nowhere"]);
-    assert!(text.contains('b'), "the refusal does not name the nodes that there are: {text}");
-    lab.migrate(Host::A, "r-node", "a").fails();
+    lab.migrate(Host::A, "r-node", "nowhere").fails_naming(&["unknown node nowhere; known: b"]);
+    lab.migrate(Host::A, "r-node", "a").fails_naming(&["container `r-node` is on a already"]);
     assert_unharmed(lab, &container, "after");
 }
 
@@ -96,7 +96,7 @@ fn a_node_that_is_down(lab: &Lab) {
     let run = lab.migrate(Host::A, "r-down", "b");
     lab.service(Host::B, "start", "node");
     assert!(run.took < Duration::from_secs(30), "it took {:?} to say so", run.took);
-    run.fails_naming(&["b"]);
+    run.fails_naming(&["node b does not answer at ", "check that `dunlin node` runs there"]);
     assert_unharmed(lab, &container, "after");
     lab.migrate(Host::A, "r-down", "b").ok();
     container.assert_only_on(Host::B);
@@ -106,7 +106,7 @@ fn a_node_that_is_down(lab: &Lab) {
 fn a_name_that_is_taken(lab: &Lab) {
     let container = Container::start(lab, Host::A, "r-taken", &["/bin/counter"]);
     lab.ctr(Host::B, &["containers", "create", Container::IMAGE, "r-taken", "true"]).ok();
-    lab.migrate(Host::A, "r-taken", "b").fails_naming(&["r-taken"]);
+    lab.migrate(Host::A, "r-taken", "b").fails_naming(&["r-taken exists already in namespace default"]);
     let listed = lab.ctr(Host::B, &["containers", "ls", "-q"]).ok();
     assert!(listed.lines().any(|line| line == "r-taken"), "the other container of that name was removed");
     lab.ctr(Host::B, &["containers", "rm", "r-taken"]).ok();

@@ -110,7 +110,7 @@ fn a_second_move_is_refused_while_one_runs(lab: &Lab) {
     let child = move_in_transfer(lab, "b-second");
     let second = lab.migrate(Host::A, "b-second", "b");
     drop(slow);
-    second.fails_naming(&["b-second"]);
+    second.fails_naming(&["container `b-second` is moving already, in session ", "dunlin cancel b-second"]);
     Run::finish(child, "dunlin migrate", MOVE).ok();
     container.assert_only_on(Host::B);
     container.await_lines(Host::B, 20, SOON);
@@ -126,7 +126,7 @@ fn a_destination_node_that_dies_costs_nothing(lab: &Lab) {
     let run = Run::finish(child, "dunlin migrate", MOVE);
     drop(slow);
     lab.service(Host::B, "start", "node");
-    run.fails();
+    run.fails_naming(&["node b"]);
     container.await_state(Host::A, "RUNNING", SOON);
     container.await_lines(Host::A, 30, SOON);
     assert_eq!(container.exec(Host::A, "after", &["echo", "here"]).ok(), "here\n");

@@ -18,7 +18,7 @@ use containerd_client::{
 use dunlin_tests::{Container, Host, Lab};
 use prost_types::Any;
 
-use crate::{Case, cri, disks, movement, records, surface};
+use crate::{Case, cri, disks, movement, pods, records, surface};
 
 /// With the installed containerd, in the first lab.
 pub(crate) const CASES: &[Case] = &[("versions::installed_a_task_lives_and_moves", a_task_lives_and_moves)];
@@ -28,6 +28,7 @@ const IN_1_7: &[Case] = &[
     ("versions::1_7_a_killed_shim_takes_all_with_it", surface::a_killed_shim_takes_all_with_it),
     ("versions::1_7_a_restarted_containerd_finds_its_task", surface::a_restarted_containerd_finds_its_task),
     ("versions::1_7_a_sandbox_moves_with_its_record", records::a_sandbox_moves_with_its_record),
+    ("versions::1_7_a_pod_moves_with_every_byte", pods::there_and_back_with_every_byte),
     ("versions::1_7_a_pod_of_cri_moves", cri::a_pod_moves_and_is_execd_into),
     ("versions::1_7_nothing_stays", surface::nothing_stays_when_containers_are_gone),
 ];
@@ -38,6 +39,7 @@ const IN_2: &[Case] = &[
     ("versions::2_x_a_restarted_containerd_finds_its_task", surface::a_restarted_containerd_finds_its_task),
     ("versions::2_x_a_sandbox_through_containerd", a_sandbox_through_containerd),
     ("versions::2_x_a_sandbox_moves_with_its_record", records::a_sandbox_moves_with_its_record),
+    ("versions::2_x_a_pod_moves_with_every_byte", pods::there_and_back_with_every_byte),
     ("versions::2_x_a_pod_of_cri_moves", cri::a_pod_moves_and_is_execd_into),
     ("versions::2_x_a_blockfile_is_attached_as_it_is", disks::a_blockfile_is_attached_as_it_is),
     ("versions::2_x_erofs_layers_are_attached_as_they_are", disks::erofs_layers_are_attached_as_they_are),

@@ -142,8 +142,8 @@ impl<'a> Container<'a> {
         format!("{pid} {start}")
     }
 
-    /// Runs on `host`, is listed there and nowhere on the other, not even as a container: there it may take
-    /// a moment to go.
+    /// Runs on `host`, is listed there and nowhere on the other, not even as a container, and has no shim, machine or
+    /// disk there: it may take a moment to go.
     ///
     /// # Panics
     /// Otherwise.
@@ -161,6 +161,7 @@ impl<'a> Container<'a> {
             thread::sleep(Duration::from_millis(50));
         }
         assert!(self.is_listed(host), "no container on host {host}");
+        self.lab.assert_nothing_of(other, "default", &self.id);
     }
 
     /// Whether a host's containerd has the container.

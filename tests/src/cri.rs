@@ -126,6 +126,8 @@ impl Cri {
 pub struct Pod<'a> {
     lab: &'a Lab,
     name: String,
+    /// Its first id, which its machine keeps.
+    sandbox: String,
     config: api::PodSandboxConfig,
     network: api::NamespaceMode,
 }
@@ -162,13 +164,14 @@ impl<'a> Pod<'a> {
             linux: Some(api::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() }),
             ..Default::default()
         };
-        let pod = Pod { lab, name: name.to_owned(), config, network };
+        let mut pod = Pod { lab, name: name.to_owned(), sandbox: String::new(), config, network };
         let request = api::RunPodSandboxRequest {
             config: Some(pod.config.clone()),
             runtime_handler: "dunlin".to_owned(),
         };
         let cri = Cri::of(lab, host);
-        cri.ok("run pod", |mut client| async move { client.run_pod_sandbox(request).await });
+        let ran = cri.ok("run pod", |mut client| async move { client.run_pod_sandbox(request).await });
+        pod.sandbox = ran.pod_sandbox_id;
         pod
     }
 
@@ -270,7 +273,7 @@ impl<'a> Pod<'a> {
         Run::new(self.lab.command_on(from, &[&arguments, options].concat()), MOVE)
     }
 
-    /// READY on `host` with all of `names` RUNNING, and on the other neither in CRI nor in containerd.
+    /// READY on `host` with all of `names` RUNNING, and on the other neither in CRI nor in containerd, nor its machine.
     ///
     /// # Panics
     /// Otherwise.
@@ -291,6 +294,7 @@ impl<'a> Pod<'a> {
             assert_eq!(container.state(), api::ContainerState::ContainerRunning, "{name} on host {host}");
         }
         self.assert_gone_from(host.other());
+        self.lab.assert_nothing_of(host.other(), NAMESPACE, &self.sandbox);
     }
 
     /// Neither CRI nor containerd on `host` has anything in CRI's namespace, or soon has not: a source may be told

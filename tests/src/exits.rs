@@ -43,6 +43,8 @@ pub struct Answered {
     pub container: String,
     /// The exec; empty: the init.
     pub exec: String,
+    /// The first Wait for this process was 1.
+    pub number: usize,
     /// How it ended, or why that is not known there.
     pub ended: Result<Ended, String>,
 }
@@ -50,6 +52,8 @@ pub struct Answered {
 #[derive(Debug, Default)]
 struct Heard {
     announced: Vec<Announced>,
+    /// Container and exec of each Wait.
+    asked: Vec<(String, String)>,
     answered: Vec<Answered>,
     broken: Vec<String>,
 }
@@ -121,9 +125,11 @@ impl Exits {
     pub fn ask(&self, containerd: &Containerd, container: &str, exec: &str) {
         let exits = self.clone();
         let (host, id, exec_id) = (containerd.host, container.to_owned(), exec.to_owned());
+        self.heard().asked.push((id.clone(), exec_id.clone()));
+        let number = self.asked(container, exec);
         containerd.wait(container, exec, move |ended| {
             let ended = ended.map_err(|status| format!("{:?}: {}", status.code(), status.message()));
-            exits.heard().answered.push(Answered { host, container: id, exec: exec_id, ended });
+            exits.heard().answered.push(Answered { host, container: id, exec: exec_id, number, ended });
         });
     }
 
@@ -176,6 +182,31 @@ impl Exits {
     pub fn answered(&self, container: &str, exec: &str) -> Vec<Answered> {
         let is_it = |exit: &&Answered| exit.container == container && exit.exec == exec;
         self.heard().answered.iter().filter(is_it).cloned().collect()
+    }
+
+    /// How often the end of a process was waited for.
+    fn asked(&self, container: &str, exec: &str) -> usize {
+        self.heard().asked.iter().filter(|(id, exec_id)| id == container && exec_id == exec).count()
+    }
+
+    /// Waits for the answer to the Wait that was asked last.
+    ///
+    /// # Panics
+    /// When there is none after `deadline`.
+    #[track_caller]
+    pub fn await_last_answer(&self, container: &str, exec: &str, deadline: Duration) -> Answered {
+        let (since, last) = (Instant::now(), self.asked(container, exec));
+        loop {
+            let answered = self.answered(container, exec);
+            if let Some(answer) = answered.into_iter().find(|answer| answer.number == last) {
+                return answer;
+            }
+            assert!(
+                since.elapsed() < deadline,
+                "Wait {last} for {container} {exec} has no answer after {deadline:?}"
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Waits for a process's first announcement.

@@ -4,7 +4,8 @@ use std::{
     env, fmt, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use containerd_client::{
@@ -19,6 +20,8 @@ const UP: Duration = Duration::from_secs(150);
 const DOWN: Duration = Duration::from_secs(90);
 const COMMAND: Duration = Duration::from_secs(300);
 const MOVE: Duration = Duration::from_secs(180);
+/// For what a sandbox leaves behind to go.
+const GONE: Duration = Duration::from_secs(20);
 const STATES: Duration = Duration::from_secs(30);
 
 /// Where the built programs and the guest's image are.
@@ -250,6 +253,34 @@ impl Lab {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let sockets = Host::ALL.map(|host| self.run_path(host, "/run/containerd/containerd.sock"));
         Observer { runtime, sockets }
+    }
+
+    /// What a host has of a sandbox that is not there any more: its shim, its machine, its scratch disks.
+    pub fn left_of(&self, host: Host, namespace: &str, sandbox: &str) -> Vec<String> {
+        let (of_shim, of_machine) = (format!("-id {sandbox} "), format!("/{namespace}/{sandbox}/"));
+        let is_its = |line: &String| line.contains(&of_shim) || line.contains(&of_machine);
+        let mut left: Vec<String> = self.processes(host).into_iter().filter(is_its).collect();
+        let scratch = self.host_dir(host).join("data/scratch").join(namespace).join(sandbox);
+        let files = fs::read_dir(scratch).into_iter().flatten().flatten();
+        left.extend(files.map(|file| file.path().display().to_string()));
+        left
+    }
+
+    /// Waits until a host has nothing of a sandbox.
+    ///
+    /// # Panics
+    /// When something is left.
+    #[track_caller]
+    pub fn assert_nothing_of(&self, host: Host, namespace: &str, sandbox: &str) {
+        let since = Instant::now();
+        loop {
+            let left = self.left_of(host, namespace, sandbox);
+            if left.is_empty() {
+                return;
+            }
+            assert!(since.elapsed() < GONE, "left of {namespace}/{sandbox} on host {host}: {left:#?}");
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Commands of the processes of a host, without the kernel's.
