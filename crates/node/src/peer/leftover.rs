@@ -355,6 +355,9 @@ async fn remove(containerd: &Containerd, io_dir: &Path, container: &Unsettled) -
         }
         sleep(POLL).await;
     }
+    // containerd tells of no task whose shim is gone; one of a sandbox with a record it keeps all the same, and would let
+    // no other have its name, until it is asked to delete it.
+    let _ = containerd.delete_task(namespace, id).await;
     if let Some(pod) = pod {
         // Its record is CRI's to remove, and goes with its whole pod.
         return cri::departure::remove(&containerd.cri(), pod).await;
