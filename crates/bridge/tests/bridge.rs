@@ -298,6 +298,40 @@ async fn nothing_is_served_before_negotiation_and_no_other_version() {
     assert!(matches!(serving.await.unwrap(), Err(ServeError::Version { minimum: 5, maximum: 6 })));
 }
 
+#[tokio::test]
+async fn a_host_that_takes_no_answers_is_not_listened_to_until_it_does() {
+    const ASKED: u64 = 20_000;
+    let server = Server::new(Fake::new());
+    let (host, guest) = tokio::io::duplex(4096);
+    let serving = tokio::spawn(async move { server.serve(guest).await });
+    let (mut answers, mut requests) = tokio::io::split(host);
+    let ask = |request: Request, id: u64, body: &'static [u8]| {
+        Frame { message: request.message_type(), id, body: Bytes::from_static(body) }.encode()
+    };
+    let hello =
+        br#"{"ContainerId":"","ActivityId":"","MinimumVersion":4,"MaximumVersion":4,"HostInstance":"a"}"#;
+    requests.write_all(&ask(Request::NegotiateProtocol, 0, hello)).await.unwrap();
+    assert_eq!(Frame::read(&mut answers, MAX_FROM_GUEST).await.unwrap().id, 0);
+    let (asked, mut written) = watch::channel(0);
+    let asking = tokio::spawn(async move {
+        for id in 1..=ASKED {
+            let request = ask(Request::PauseContainer, id, br#"{"ContainerId":"c","ActivityId":""}"#);
+            requests.write_all(&request).await.unwrap();
+            asked.send_replace(id);
+        }
+        requests
+    });
+    // Until it does not get on any more.
+    while tokio::time::timeout(Duration::from_millis(500), written.changed()).await.is_ok() {}
+    assert!(*written.borrow() < 2000, "{} requests were taken, and no answer was", *written.borrow());
+    for _ in 0..ASKED {
+        let answer = tokio::time::timeout(SOON, Frame::read(&mut answers, MAX_FROM_GUEST)).await;
+        answer.expect("each is answered").unwrap();
+    }
+    drop(asking.await.unwrap());
+    serving.abort();
+}
+
 /// A guest that is not ours, by hand.
 async fn upstream(guest: &mut DuplexStream, before: &[Frame]) {
     let asked = Frame::read(guest, MAX_FROM_HOST).await.unwrap();

@@ -9,6 +9,10 @@ use tracing::debug;
 const KEPT: usize = 256;
 /// Requests under way at a time.
 const RUNNING: usize = 4096;
+/// Frames that wait to be sent; with more of them a host is not listened to until it takes some.
+const WAITING: usize = 1024;
+/// Notifications among them; of more the newest are kept. As many wait on a host.
+const NOTIFICATIONS: usize = 256;
 
 /// Counts the hosts that have negotiated; requests belong to one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -123,7 +127,20 @@ impl Ledger {
         self.outgoing.push_back(Outgoing::Answer(answer));
     }
 
+    /// Whether the host may ask for more.
+    pub(super) fn has_room(&self) -> bool {
+        self.outgoing.len() < WAITING
+    }
+
     pub(super) fn queue(&mut self, notification: Bytes) {
+        let is = |outgoing: &Outgoing| matches!(outgoing, Outgoing::Notification(_));
+        if self.outgoing.iter().filter(|outgoing| is(outgoing)).count() >= NOTIFICATIONS {
+            // The first may be on its way, and is counted as written when it has gone.
+            if let Some(oldest) = self.outgoing.iter().skip(1).position(is) {
+                debug!("no host takes notifications; the oldest is dropped");
+                self.outgoing.remove(oldest + 1);
+            }
+        }
         self.outgoing.push_back(Outgoing::Notification(notification));
     }
 
@@ -196,6 +213,25 @@ mod tests {
         }
         ledger.finish(old, 1, answer("late"));
         assert_eq!(ledger.admit(RUNNING as u64), Admission::TooMany);
+    }
+
+    #[test]
+    fn of_notifications_that_nobody_takes_the_newest_are_kept() {
+        let mut ledger = Ledger::default();
+        let (connection, host) = ledger.begin(Some("a"));
+        ledger.queue(answer("on its way"));
+        assert_eq!(ledger.next(connection), Next::Write(answer("on its way")));
+        ledger.admit(1);
+        ledger.finish(host, 1, answer("one"));
+        for number in 0..1000_u32 {
+            ledger.queue(Bytes::from(number.to_le_bytes().to_vec()));
+        }
+        ledger.written(connection);
+        assert_eq!(ledger.next(connection), Next::Write(answer("one")), "answers are not dropped");
+        ledger.written(connection);
+        let first = 1000 - u32::try_from(NOTIFICATIONS).unwrap() + 1;
+        assert_eq!(ledger.next(connection), Next::Write(Bytes::from(first.to_le_bytes().to_vec())));
+        assert_eq!(ledger.outgoing.len(), NOTIFICATIONS - 1);
     }
 
     #[test]

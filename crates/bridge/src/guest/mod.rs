@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A repeated id of the same host is answered from the table or, while it still runs, not at all: nothing runs
-//! twice. A new host clears the table, and answers to the old host's requests are dropped.
+//! twice. A new host clears the table, and answers to the old host's requests are dropped. What waits for a host that
+//! takes nothing is bounded.
 
 mod dispatch;
 mod handler;
@@ -47,6 +48,8 @@ struct Inner<H> {
     capabilities: GuestCapabilities,
     ledger: Mutex<Ledger>,
     to_write: Notify,
+    /// Something was written: there may be room for more.
+    room: Notify,
 }
 
 /// A connection has ended, as all of them do; serve the next one.
@@ -86,7 +89,13 @@ impl<H: Handler> Server<H> {
     /// A server that advertises something else.
     #[must_use]
     pub fn with_capabilities(handler: Arc<H>, capabilities: GuestCapabilities) -> Server<H> {
-        Server(Arc::new(Inner { handler, capabilities, ledger: Mutex::default(), to_write: Notify::new() }))
+        Server(Arc::new(Inner {
+            handler,
+            capabilities,
+            ledger: Mutex::default(),
+            to_write: Notify::new(),
+            room: Notify::new(),
+        }))
     }
 
     /// Tells the host, now or when it next connects.
@@ -113,6 +122,14 @@ impl<H: Handler> Server<H> {
         let Some((connection, host)) = self.negotiate(&mut read, &mut write).await? else { return Ok(()) };
         let reading = async {
             loop {
+                // A host that asks and takes no answers is not to fill the guest's memory with them.
+                loop {
+                    let written = self.0.room.notified();
+                    if self.0.lock().has_room() {
+                        break;
+                    }
+                    written.await;
+                }
                 match Frame::read(&mut read, MAX_FROM_HOST).await {
                     Ok(frame) => self.admit(host, frame),
                     Err(FrameError::Ended) => return Ok(()),
@@ -128,6 +145,7 @@ impl<H: Handler> Server<H> {
                         write.write_all(&bytes).await.map_err(ServeError::Write)?;
                         write.flush().await.map_err(ServeError::Write)?;
                         self.0.lock().written(connection);
+                        self.0.room.notify_waiters();
                     }
                     ledger::Next::Idle => self.0.to_write.notified().await,
                     ledger::Next::Superseded => {
