@@ -107,8 +107,21 @@ pub fn remove(request: &DiskMount) -> Result<(), StorageError> {
     if target.is_symlink() {
         return fs::remove_file(&target).map_err(StorageError::at("delete the link", target));
     }
-    unmount_all(&target)?;
-    remove_dir(&target)
+    take_away(&target)
+}
+
+/// What is cached goes to the disk before the last mount that this namespace knows of does: one that another namespace
+/// still has, as a container's does that is about to end, keeps the unmount from writing, and the disk goes next.
+fn take_away(target: &Path) -> Result<(), StorageError> {
+    let written = fs::File::open(target).and_then(|at| Ok(nix::unistd::syncfs(&at)?));
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!(target = %target.display(), %error, "what was written to a disk is not all on it");
+        }
+        _ => {}
+    }
+    unmount_all(target)?;
+    remove_dir(target)
 }
 
 /// Unmounts everything that is mounted on this directory itself, up to five deep.
@@ -172,6 +185,37 @@ mod tests {
         assert!(matches!(ask(|r| r.mount_path = "/etc".into()), StorageError::Path(_)));
         assert!(matches!(ask(|r| r.filesystem = "xfs".into()), StorageError::UnsupportedFilesystem(_)));
         assert!(matches!(ask(|r| r.encrypted = true), StorageError::Unsupported(_)));
+    }
+
+    #[test]
+    fn what_was_written_is_on_the_disk_though_another_mount_of_it_stays() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: this needs root, to mount");
+            return;
+        }
+        let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+            let output = std::process::Command::new(program).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        let place = tempfile::tempdir().unwrap();
+        let (disk, target, other) =
+            (place.path().join("disk"), place.path().join("target"), place.path().join("other"));
+        fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
+        run("mkfs.ext4", &["-q".as_ref(), disk.as_os_str()]);
+        fs::create_dir(&target).unwrap();
+        fs::create_dir(&other).unwrap();
+        run("mount", &["-o".as_ref(), "loop".as_ref(), disk.as_os_str(), target.as_os_str()]);
+        mount(Some(&target), &other, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let words = b"written by a container, and not synced by it";
+        fs::write(target.join("file"), words).unwrap();
+        let on_disk = || fs::read(&disk).unwrap().windows(words.len()).any(|bytes| bytes == words);
+        let before = on_disk();
+        let taken = take_away(&target);
+        let after = on_disk();
+        umount2(&other, MntFlags::empty()).unwrap();
+        taken.unwrap();
+        assert!(!target.exists());
+        assert_eq!((before, after), (false, true));
     }
 
     #[test]
