@@ -35,15 +35,14 @@ impl Sandbox {
         match vm.start_process(&guest_id, spec, &stdio).await {
             Ok(started) => {
                 let pid = started.pid;
-                let begun = {
-                    let mut inner = self.inner();
-                    let process = inner.process_mut(id, exec_id)?;
-                    process.started(pid, started.ports, started.streams)
-                };
+                let begun = self
+                    .inner()
+                    .process_mut(id, exec_id)
+                    .and_then(|process| Ok(process.started(pid, started.ports, started.streams)?));
                 if let Err(ended) = begun {
-                    // It was ended while the guest started it.
+                    // It was ended, and maybe deleted too, while the guest started it.
                     let _ = vm.signal(&guest_id, pid, 9).await;
-                    return Err(ended.into());
+                    return Err(ended);
                 }
                 if exec_id == INIT {
                     let mut inner = self.inner();

@@ -24,6 +24,8 @@ pub(crate) mod bundle;
 pub(crate) mod create;
 pub(crate) mod error;
 pub(crate) mod exits;
+#[cfg(test)]
+mod fault_tests;
 mod guest_spec;
 mod lifecycle;
 pub(crate) mod moving;
@@ -44,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::boot::directory::{StateDirectory, clear_scratch, scratch_directory};
 use crate::config::Config;
-use crate::container::Container;
+use crate::container::{self, Container};
 use crate::controller::{NotNow, Transitions};
 use crate::device::plan9::Shares;
 use crate::device::scsi::Scsi;
@@ -302,7 +304,8 @@ impl Sandbox {
         let running: Vec<(String, String)> = inner
             .containers
             .values()
-            .filter(|container| !container.hold.arriving())
+            // Of one that is being made containerd knows nothing yet.
+            .filter(|container| !container.hold.arriving() && container.state != container::State::Creating)
             .flat_map(|container| container.processes.keys().map(|exec| (container.id.clone(), exec.clone())))
             .collect();
         drop(inner);

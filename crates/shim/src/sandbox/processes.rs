@@ -4,7 +4,7 @@ use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResume
 use dunlin_migration::session::TaskCall;
 use protobuf::well_known_types::any::Any;
 
-use super::error::SandboxError;
+use super::error::{Code, SandboxError};
 use super::{Machine, Sandbox, exits};
 use crate::container::{INIT, State};
 use crate::controller::Transitions;
@@ -99,7 +99,18 @@ impl Sandbox {
         };
         let mut delivered = false;
         for pid in pids {
-            delivered |= vm.signal(&guest_id, pid, signal).await?;
+            match vm.signal(&guest_id, pid, signal).await {
+                Ok(there) => delivered |= there,
+                // What can be ended by nothing else must end by this: so does a machine whose guest hears nothing.
+                Err(error)
+                    if signal == SIGKILL && exec_id == INIT && error.code() == Code::DeadlineExceeded =>
+                {
+                    tracing::error!(id, %error, "the guest does not answer: the machine is ended");
+                    vm.qemu.kill();
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         // A frozen process takes SIGKILL only when it is thawed.
         if signal == SIGKILL && delivered && self.inner().container(id)?.paused {

@@ -8,7 +8,7 @@ use dunlin_migration::session::TaskCall;
 use dunlin_wire::ids::ReservationId;
 use protobuf::MessageField;
 
-use super::error::SandboxError;
+use super::error::{Code, SandboxError};
 use super::{Inner, Machine, Sandbox, exits};
 use crate::container::{self, INIT};
 use crate::controller::Transitions;
@@ -150,21 +150,27 @@ impl Sandbox {
             let copies: Vec<String> = container.copies.values().cloned().collect();
             (vm, guest_id, rootfs, container.layers_combined, container.in_guest, copies, disks)
         };
-        if let Some(vm) = &vm {
-            if combined && let Err(error) = vm.separate_layers(&guest_id, &rootfs).await {
-                tracing::warn!(id, %error, "the root file system stays in the guest");
+        let gone = async {
+            if let Some(vm) = &vm {
+                if combined {
+                    let separated = vm.separate_layers(&guest_id, &rootfs).await.map_err(Into::into);
+                    heard(id, "the root file system stays in the guest", separated)?;
+                }
+                if in_guest {
+                    let deleted = vm.delete_container(&guest_id).await.map_err(Into::into);
+                    heard(id, "the container's state stays in the guest", deleted)?;
+                }
+                let removed = self.copies.remove(vm.as_ref(), &guest_id, copies).await.map_err(Into::into);
+                heard(id, "copies of this host's files stay in the guest", removed)?;
             }
-            if in_guest && let Err(error) = vm.delete_container(&guest_id).await {
-                tracing::warn!(id, %error, "the container's state stays in the guest");
+            for reservation in disks {
+                let released = self.release_disk(vm.as_ref(), &reservation).await;
+                heard(id, "a disk stays in the machine", released)?;
             }
-            if let Err(error) = self.copies.remove(vm.as_ref(), &guest_id, copies).await {
-                tracing::warn!(id, %error, "copies of this host's files stay in the guest");
-            }
-        }
-        for reservation in disks {
-            if let Err(error) = self.release_disk(vm.as_ref(), &reservation).await {
-                tracing::warn!(id, %error, "a disk stays in the machine");
-            }
+            Ok::<(), Silent>(())
+        };
+        if let Err(Silent) = gone.await {
+            tracing::error!(id, "the guest does not answer: what it has of the container stays in it");
         }
     }
 
@@ -191,6 +197,16 @@ impl Sandbox {
         self.inner().scsi.removed(slot);
         Ok(())
     }
+}
+
+/// The guest has let a call's whole time pass: it would let the next one's pass too.
+struct Silent;
+
+/// A failed step of a deletion is logged, and the next one taken.
+fn heard(id: &str, what: &'static str, step: Result<(), SandboxError>) -> Result<(), Silent> {
+    let Err(error) = step else { return Ok(()) };
+    tracing::warn!(id, %error, "{what}");
+    if error.code() == Code::DeadlineExceeded { Err(Silent) } else { Ok(()) }
 }
 
 impl Inner {

@@ -5,6 +5,7 @@
 //! ```
 
 mod containers;
+mod faults;
 mod process;
 
 use std::path::Path;
@@ -19,8 +20,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use containers::Containers;
+pub use faults::{Fault, Faults};
 
 const REDIAL: Duration = Duration::from_millis(50);
+/// Bytes between the bridge and the link.
+const PUMP: usize = 64 * 1024;
 
 /// What a fake process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,10 +75,16 @@ impl FakeGuest {
     /// Listens on `socket` as QEMU's chardev would. Containers run `script` as their init unless told otherwise.
     #[must_use]
     pub fn start(socket: &Path, script: Script) -> FakeGuest {
+        FakeGuest::start_with(socket, script, &Faults::default())
+    }
+
+    /// The same with answers that meet faults.
+    #[must_use]
+    pub fn start_with(socket: &Path, script: Script, faults: &Faults) -> FakeGuest {
         let link = Arc::new(watch::Sender::new(spawn_link(socket)));
         let containers = Arc::new(Containers::new(script, link.subscribe()));
         let server = Server::new(containers.clone());
-        let bridge = tokio::spawn(serve(link.subscribe(), server.clone()));
+        let bridge = tokio::spawn(serve(link.subscribe(), server.clone(), faults.clone()));
         FakeGuest { link, containers, server, bridge }
     }
 
@@ -116,7 +126,7 @@ fn spawn_link(socket: &Path) -> GuestLink {
     GuestLink::spawn(Device::UnixListener { path: socket.to_owned() })
 }
 
-async fn serve(link: watch::Receiver<GuestLink>, server: Server<Containers>) {
+async fn serve(link: watch::Receiver<GuestLink>, server: Server<Containers>, faults: Faults) {
     loop {
         let current = link.borrow().clone();
         let dialled = current.dial(BRIDGE_PORT).await;
@@ -124,7 +134,17 @@ async fn serve(link: watch::Receiver<GuestLink>, server: Server<Containers>) {
         drop(current);
         match dialled {
             Ok(stream) => {
-                if let Err(error) = server.serve(stream).await {
+                let (bridge, pump) = tokio::io::duplex(PUMP);
+                let (mut from_host, to_host) = tokio::io::split(stream);
+                let (answers, mut requests) = tokio::io::split(pump);
+                let ended = tokio::select! {
+                    ended = server.serve(bridge) => ended.map_err(|error| error.to_string()),
+                    ended = faults.carry(answers, to_host) => ended.map_err(|error| error.to_string()),
+                    ended = tokio::io::copy(&mut from_host, &mut requests) => {
+                        ended.map(drop).map_err(|error| error.to_string())
+                    }
+                };
+                if let Err(error) = ended {
                     tracing::debug!(%error, "the fake guest's bridge was cut");
                 }
             }
