@@ -19,6 +19,7 @@ mod sandbox;
 mod session;
 mod shares;
 mod surface;
+mod terminals;
 mod traces;
 mod versions;
 mod volumes;
@@ -44,6 +45,7 @@ const CASES: &[&[Case]] = &[
     refusals::CASES,
     rollback::CASES,
     session::CASES,
+    terminals::CASES,
     sandbox::CASES,
     shares::CASES,
     volumes::CASES,

@@ -2,14 +2,12 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    os::fd::OwnedFd,
-    process::Stdio,
+    io::Write,
     thread,
     time::{Duration, Instant},
 };
 
-use dunlin_tests::{Container, Host, Lab, Run};
+use dunlin_tests::{Container, Host, Lab, Run, Terminal};
 
 use crate::Case;
 
@@ -158,56 +156,12 @@ fn exec_takes_stdin_and_gives_exit_codes(lab: &Lab) {
 
 fn exec_on_a_terminal(lab: &Lab) {
     let container = Container::start(lab, Host::A, "s-tty", &["/bin/counter"]);
-    let pty = nix::pty::openpty(None, None).expect("a pty");
-    let mut command =
-        lab.command_on(Host::A, &["ctr", "task", "exec", "-t", "--exec-id", "tty", "s-tty", "sh"]);
-    let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
-    let mut child = command
-        .stdin(slave(&pty.slave))
-        .stdout(slave(&pty.slave))
-        .stderr(slave(&pty.slave))
-        .spawn()
-        .expect("starts");
-    drop((command, pty.slave));
-    let mut terminal = fs::File::from(pty.master);
-    let (sender, receiver) = std::sync::mpsc::sync_channel(64);
-    let mut reader = terminal.try_clone().expect("a descriptor");
-    thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(size @ 1..) = reader.read(&mut buffer) {
-            if sender.send(buffer[..size].to_vec()).is_err() {
-                break;
-            }
-        }
-    });
-    let mut shown = String::new();
-    let mut await_text = |wanted: &str| {
-        let since = Instant::now();
-        while !shown.contains(wanted) {
-            assert!(since.elapsed() < SOON, "no `{wanted}` on the terminal, only {shown:?}");
-            if let Ok(bytes) = receiver.recv_timeout(Duration::from_millis(100)) {
-                shown.push_str(&String::from_utf8_lossy(&bytes));
-            }
-        }
-    };
-    await_text("#");
-    // What is typed is echoed, so the awaited text is not what is typed.
-    terminal.write_all(b"tty && stty size && echo a$((6 * 7))z\n").expect("typed");
-    await_text("/dev/");
-    await_text("a42z");
-    terminal.write_all(b"exit 5\n").expect("typed");
-    let since = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("waited for") {
-            break status;
-        }
-        if since.elapsed() > SOON {
-            child.kill().expect("killed");
-            panic!("the shell on the terminal did not end");
-        }
-        thread::sleep(Duration::from_millis(10));
-    };
-    assert_eq!(status.code(), Some(5));
+    let exec = ["ctr", "task", "exec", "-t", "--exec-id", "tty", "s-tty", "sh"];
+    let mut terminal = Terminal::start(lab.command_on(Host::A, &exec), 80, 24);
+    terminal.without_echo();
+    assert_eq!(terminal.ask("tty && echo a$((6 * 7))z"), "/dev/pts/0\r\na42z\r\n");
+    terminal.press("exit 5\n");
+    assert_eq!(terminal.ended(), 5);
     container.remove(Host::A);
 }
 

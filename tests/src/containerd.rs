@@ -12,8 +12,8 @@ use containerd_client::{
     services::v1::{
         CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest,
         DeleteContainerRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
-        GetContainerRequest, GetRequest, KillRequest, Namespace, StartRequest, UpdateNamespaceRequest,
-        WaitRequest,
+        GetContainerRequest, GetRequest, KillRequest, Namespace, ResizePtyRequest, StartRequest,
+        UpdateNamespaceRequest, UpdateTaskRequest, WaitRequest,
         container::Runtime,
         containers_client::ContainersClient,
         namespaces_client::NamespacesClient,
@@ -36,6 +36,7 @@ const CALL: Duration = Duration::from_secs(60);
 const NAMESPACE: &str = "default";
 const RUNTIME: &str = "io.containerd.dunlin.v2";
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 /// A runtime that runs by itself, so that calls, waits and events go on beside the case.
@@ -312,6 +313,27 @@ impl Containerd {
     pub fn close_stdin(&self, id: &str, exec: &str) {
         let request = CloseIoRequest { container_id: id.to_owned(), exec_id: exec.to_owned(), stdin: true };
         self.must(&format!("end of input of {id} {exec}"), self.tasks().close_io(with_namespace(request)));
+    }
+
+    /// Makes a process's terminal another size, in characters.
+    pub fn resize(&self, id: &str, exec: &str, columns: u32, rows: u32) -> Result<(), Status> {
+        let request = ResizePtyRequest {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            width: columns,
+            height: rows,
+        };
+        self.ask(&format!("resize of {id} {exec}"), self.tasks().resize_pty(with_namespace(request)))
+    }
+
+    /// Changes a task's limits. `resources`: OCI LinuxResources.
+    pub fn update(&self, id: &str, resources: &Value) -> Result<(), Status> {
+        let request = UpdateTaskRequest {
+            container_id: id.to_owned(),
+            resources: Some(json_any(RESOURCES, resources)),
+            annotations: HashMap::new(),
+        };
+        self.ask(&format!("update of {id}"), self.tasks().update(with_namespace(request)))
     }
 
     /// Deletes an exec, or with exec id "" a task, its container and its snapshot. Gives how it ended.

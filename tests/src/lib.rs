@@ -14,10 +14,12 @@ mod numbered;
 mod oracle;
 mod pods;
 mod streams;
+mod terminal;
 
 pub use command::Run;
 pub use container::Container;
 pub use containerd::{Background, Containerd, Ended, Stdio, Template};
+pub use containerd_client::tonic::{Code, Status};
 pub use counter::{Counted, count};
 pub use cri::Pod;
 pub use exits::{Announced, Answered, Exits};
@@ -28,3 +30,4 @@ pub use numbered::{Chatty, Checker, last_line, line};
 pub use oracle::{Oracle, allocated, scratch_image};
 pub use pods::{Pods, Process, Work};
 pub use streams::{Feeder, Reader};
+pub use terminal::Terminal;

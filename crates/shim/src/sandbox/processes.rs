@@ -147,6 +147,7 @@ impl Sandbox {
         Ok(vm.pids(&guest_id).await?)
     }
 
+    /// Makes a running process's terminal another size, in characters.
     pub(crate) async fn resize(
         &self,
         id: &str,
@@ -154,16 +155,25 @@ impl Sandbox {
         width: u32,
         height: u32,
     ) -> Result<(), SandboxError> {
-        let (vm, guest_id) = self.running(id)?;
-        let (terminal, pid) = {
+        let (vm, guest_id, pid) = {
             let inner = self.inner();
             let process = inner.process(id, exec_id)?;
-            (process.stdio.terminal, process.pid())
+            if !process.stdio.terminal {
+                let message = format!("process {exec_id:?} has no terminal to resize");
+                return Err(SandboxError::Invalid { id: id.to_owned(), message });
+            }
+            match process.state() {
+                process::State::Running => {}
+                process::State::Terminated => {
+                    return Err(SandboxError::ProcessGone { id: id.to_owned(), exec_id: exec_id.to_owned() });
+                }
+                other @ (process::State::Created | process::State::Starting) => {
+                    let (action, state) = ("resize its terminal", other.name());
+                    return Err(SandboxError::State { id: id.to_owned(), action, state });
+                }
+            }
+            (inner.vm(id)?, inner.container(id)?.guest_id.clone(), process.pid())
         };
-        if !terminal {
-            let message = "the process has no terminal to resize".to_owned();
-            return Err(SandboxError::Invalid { id: id.to_owned(), message });
-        }
         let cells = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
         Ok(vm.resize(&guest_id, pid, cells(width), cells(height)).await?)
     }
