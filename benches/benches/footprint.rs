@@ -1,6 +1,8 @@
 //! What a container costs: time from `ctr run` to its first line, and the peak memory of Dunlin's processes.
 //!
 //! `cargo bench -p dunlin-benches --bench footprint -- --rounds 5`
+//!
+//! Ends with an error when a released shim's peak is beyond its limit, at any time of a container's life.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,7 +16,10 @@ use dunlin_benches::lab::{Host, Lab};
 use dunlin_benches::programs::{self, Programs};
 use dunlin_benches::{BenchError, run};
 
+/// A shim with one container, KiB.
+const SHIM_LIMIT: u64 = 10 * 1024;
 const LINES: usize = 200;
+const SHIM: &str = "shim";
 const LINES_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Start-up time and peak memory.
@@ -45,15 +50,20 @@ fn main() -> ExitCode {
 async fn measure(arguments: &Arguments) -> Result<(), BenchError> {
     let programs = Programs::find()?;
     println!("{}\n", programs.describe());
-    let shape = {
+    let (shape, peak) = {
         let lab = Lab::up(&programs, &arguments.dir.join("lab")).await?;
         start_up(&lab, arguments.rounds).await?;
-        hosts(&lab).await?;
-        lab.shape()?
+        let peak = hosts(&lab).await?;
+        (lab.shape()?, peak)
     };
     let ground = Ground::new(&arguments.dir.join("bare"), &programs, shape).await?;
     guest(&ground).await?;
     println!("\nmachine's load over the last minute: {}", programs::load());
+    let (found, limit) = (format!("{} MiB", mib(peak)), format!("{} MiB", mib(SHIM_LIMIT)));
+    println!("shim's peak with one container: {found}, limit of a release build {limit}");
+    if programs.as_shipped() && peak > SHIM_LIMIT {
+        return Err(BenchError::Exceeded { what: "the shim's resident memory", found, limit });
+    }
     Ok(())
 }
 
@@ -78,7 +88,8 @@ async fn start_up(lab: &Lab, rounds: u32) -> Result<(), BenchError> {
     Ok(())
 }
 
-async fn hosts(lab: &Lab) -> Result<(), BenchError> {
+/// Gives the shim's highest peak, KiB.
+async fn hosts(lab: &Lab) -> Result<u64, BenchError> {
     let id = "counter";
     let lines = Lines::default();
     drop(lab.follow(id, &lines));
@@ -86,19 +97,21 @@ async fn hosts(lab: &Lab) -> Result<(), BenchError> {
     lines.await_more(LINES, LINES_DEADLINE).await?;
     println!("Peak resident memory (VmHWM), MiB");
     println!("{:<34}  {:>8}  {:>8}", "", "host a", "host b");
-    processes(lab, id, "a container runs on a")?;
+    let mut peak = processes(lab, id, "a container runs on a")?;
     lab.migrate(Host::A, id, DOWNTIME_LIMIT).await?;
     lines.await_more(LINES, LINES_DEADLINE).await?;
-    processes(lab, id, "after its move to b")?;
+    peak = peak.max(processes(lab, id, "after its move to b")?);
     lab.migrate(Host::B, id, DOWNTIME_LIMIT).await?;
     lines.await_more(LINES, LINES_DEADLINE).await?;
-    processes(lab, id, "after its move back to a")
+    Ok(peak.max(processes(lab, id, "after its move back to a")?))
 }
 
-fn processes(lab: &Lab, id: &str, when: &str) -> Result<(), BenchError> {
+/// Gives the shim's peak, KiB.
+fn processes(lab: &Lab, id: &str, when: &str) -> Result<u64, BenchError> {
     println!("{when}");
+    let mut shim = 0;
     let kinds: [(&str, Vec<&str>); 3] = [
-        ("shim", vec!["containerd-shim-dunlin-v2", "-id", id, "serve"]),
+        (SHIM, vec!["containerd-shim-dunlin-v2", "-id", id, "serve"]),
         ("node", vec!["dunlin", "node"]),
         ("QEMU (with the guest's memory)", vec!["qemu-system-x86_64"]),
     ];
@@ -107,12 +120,15 @@ fn processes(lab: &Lab, id: &str, when: &str) -> Result<(), BenchError> {
         for host in Host::ALL {
             // None: there is no such process there. More than one: the largest.
             let peak = lab.peaks(host, &words)?.into_iter().map(|peak| peak.kib).max();
+            if name == SHIM {
+                shim = shim.max(peak.unwrap_or(0));
+            }
             let cell = peak.map_or_else(|| "-".to_owned(), mib);
             cells.push_str(&format!("  {cell:>8}"));
         }
         println!("  {name:<32}{cells}");
     }
-    Ok(())
+    Ok(shim)
 }
 
 /// The guest's processes are seen only from within: the same image and container in a machine of our own.

@@ -90,6 +90,16 @@ pub enum BenchError {
     /// The guest refused something.
     #[error("the guest: {0}")]
     Bridge(#[from] BridgeError),
+    /// A figure of what is shipped is beyond its limit.
+    #[error("{what}: {found}, where at most {limit} are allowed")]
+    Exceeded {
+        /// What was measured.
+        what: &'static str,
+        /// Figure and unit.
+        found: String,
+        /// The same of the limit.
+        limit: String,
+    },
     /// A signal.
     #[error("interrupted")]
     Interrupted,

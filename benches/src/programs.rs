@@ -54,6 +54,12 @@ impl Programs {
         self.image_dir.join("initramfs.cpio.lz4")
     }
 
+    /// Whether these are built as they are shipped: limits hold for those alone.
+    #[must_use]
+    pub fn as_shipped(&self) -> bool {
+        self.bin_dir.file_name().is_some_and(|name| name == "release")
+    }
+
     /// Lines for the head of an output: profiles and paths.
     #[must_use]
     pub fn describe(&self) -> String {

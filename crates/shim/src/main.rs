@@ -31,6 +31,7 @@ use std::process::ExitCode;
 use boot::args::{Action, Args, HELP};
 use boot::bootstrap::Caller;
 use config::Config;
+use tracing_subscriber::filter::Targets;
 
 fn main() -> ExitCode {
     match run() {
@@ -81,18 +82,33 @@ fn print(bytes: &[u8]) -> Result<(), String> {
         .map_err(|error| format!("cannot answer on standard output: {error}"))
 }
 
+/// Begins to log: what `DUNLIN_LOG` says, as in `info,dunlin_qemu=debug`, else `level`.
+///
+/// By target and level only: a filter for spans and fields brings a regex engine along, which is resident too.
+fn log(level: &str) {
+    use tracing_subscriber::prelude::*;
+    let asked = std::env::var("DUNLIN_LOG").ok().and_then(|asked| asked.parse::<Targets>().ok());
+    let filter = asked.or_else(|| level.parse().ok()).unwrap_or_default();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+}
+
+/// What was freed goes back to the host: one heap for the few threads that come and go, and large buffers always in
+/// mappings of their own. By itself glibc keeps an arena a thread, and once a large buffer was freed, room for the next.
+fn spare_memory() {
+    #[cfg(target_env = "gnu")]
+    for (setting, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, 128 * 1024)] {
+        // SAFETY: a setting of the allocator, made before there is a second thread. A refused one changes nothing.
+        unsafe { libc::mallopt(setting, value) };
+    }
+}
+
 /// One thread for everything asynchronous: a shim waits far more than it works, QEMU's
 /// parent-death signal is tied to the thread that starts it, and a thread costs memory.
 fn serve(args: Args, config: Config) -> Result<(), String> {
     let level = if args.debug { "debug" } else { "info" };
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("DUNLIN_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level)),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    log(level);
+    spare_memory();
     // A FIFO's reader that went away is an error of that write, not the end of the shim.
     // SAFETY: ignoring a signal has no handler to be unsafe.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };

@@ -19,14 +19,25 @@ const BACKLOG: usize = 1024;
 const FORWARD_DEADLINE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
 
-/// An event and the topic that containerd files it under.
+/// An event, the topic that containerd files it under, and its name there. The name is written down: to ask the message
+/// for it builds descriptors of all that it imports, which stay for good.
 pub(crate) trait TaskEvent: MessageFull {
     const TOPIC: &'static str;
+    const NAME: &'static str;
 }
 
 macro_rules! topics {
     ($($message:ident => $topic:literal),* $(,)?) => {
-        $(impl TaskEvent for event::$message { const TOPIC: &'static str = $topic; })*
+        $(impl TaskEvent for event::$message {
+            const TOPIC: &'static str = $topic;
+            const NAME: &'static str = concat!("containerd.events.", stringify!($message));
+        })*
+
+        #[cfg(test)]
+        #[test]
+        fn an_event_is_named_as_containerd_names_it() {
+            $(assert_eq!(<event::$message as TaskEvent>::NAME, event::$message::descriptor().full_name());)*
+        }
     };
 }
 topics! {
@@ -59,7 +70,7 @@ impl Publisher {
 
     pub(crate) fn publish<E: TaskEvent>(&self, event: &E) {
         let any = Any {
-            type_url: E::descriptor().full_name().to_owned(),
+            type_url: <E as TaskEvent>::NAME.to_owned(),
             value: event.write_to_bytes().unwrap_or_default(),
             ..Any::default()
         };
