@@ -88,8 +88,8 @@ pub(crate) struct Process {
     pub(crate) exec_id: String,
     pub(crate) bundle: PathBuf,
     pub(crate) stdio: Stdio,
-    /// Its OCI process.
-    pub(crate) spec: Option<serde_json::Value>,
+    /// Its OCI process, JSON: kept as it came, since only an exec's start looks into it.
+    pub(crate) spec: Option<Vec<u8>>,
     state: State,
     /// The guest's; 0 before the start.
     pid: u32,
@@ -106,12 +106,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(
-        exec_id: String,
-        bundle: PathBuf,
-        stdio: Stdio,
-        spec: Option<serde_json::Value>,
-    ) -> Process {
+    pub(crate) fn new(exec_id: String, bundle: PathBuf, stdio: Stdio, spec: Option<Vec<u8>>) -> Process {
         Process {
             exec_id,
             bundle,

@@ -145,7 +145,7 @@ impl Sandbox {
                 guest_id.clone()
             }
         };
-        let init_process = spec.get("process").cloned();
+        let init_process = spec.get("process").map(|process| process.to_string().into_bytes());
         let init = Process::new(INIT.to_owned(), task.bundle.clone(), task.stdio.clone(), init_process);
         let container = Container {
             id: task.id.clone(),

@@ -86,9 +86,13 @@ impl Sandbox {
         }
         let guest_id = container.guest_id.clone();
         let process = inner.process_mut(id, exec_id)?;
-        process.begin()?;
         // The guest has the init's from the container's spec.
-        let spec = if exec_id == INIT { None } else { process.spec.clone() };
+        let spec = process.spec.as_deref().filter(|_| exec_id != INIT);
+        let spec = spec.map(serde_json::from_slice).transpose().map_err(|error| SandboxError::Invalid {
+            id: id.to_owned(),
+            message: format!("the spec of exec {exec_id} is not JSON: {error}"),
+        })?;
+        process.begin()?;
         Ok(Begin::There { vm, guest_id, stdio: process.stdio.clone(), spec })
     }
 

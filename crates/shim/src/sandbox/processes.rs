@@ -47,7 +47,12 @@ impl Sandbox {
         if container.processes.contains_key(&exec_id) {
             return Err(SandboxError::ProcessExists { id: id.to_owned(), exec_id });
         }
-        let process = Process::new(exec_id.clone(), container.bundle.clone(), stdio, Some(spec));
+        let process = Process::new(
+            exec_id.clone(),
+            container.bundle.clone(),
+            stdio,
+            Some(spec.to_string().into_bytes()),
+        );
         container.processes.insert(exec_id.clone(), process);
         drop(inner);
         self.publisher.publish(&TaskExecAdded {

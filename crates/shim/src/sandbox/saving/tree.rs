@@ -93,7 +93,6 @@ fn save_process(process: &Process, set_aside: SetAside<'_>) -> Result<SavedProce
         }
         _ => ProcessStage::NotCreated,
     };
-    let spec = process.spec.as_ref().map(serde_json::to_vec).transpose();
     let port = |port: Option<u32>| port.map(StdioPort);
     let ports = match stage {
         ProcessStage::NotCreated => set_aside(&process.stdio),
@@ -102,9 +101,7 @@ fn save_process(process: &Process, set_aside: SetAside<'_>) -> Result<SavedProce
     Ok(SavedProcess {
         stage,
         bundle: process.bundle.display().to_string(),
-        oci_process: spec
-            .map_err(|error| Refusal::unknown(format!("process {:?}: {error}", process.exec_id)))?
-            .unwrap_or_default(),
+        oci_process: process.spec.clone().unwrap_or_default(),
         stdin: port(ports.stdin),
         stdout: port(ports.stdout),
         stderr: port(ports.stderr),
@@ -176,14 +173,12 @@ pub(super) fn import_container(pod: &SavedPod, saved: &SavedContainer) -> Result
 }
 
 fn import_process(exec_id: &str, saved: &SavedProcess) -> Result<Process, Refusal> {
-    let spec = if saved.oci_process.is_empty() {
-        None
-    } else {
-        let spec = serde_json::from_slice(&saved.oci_process).map_err(|error| {
+    let spec = (!saved.oci_process.is_empty()).then(|| saved.oci_process.clone());
+    if let Some(spec) = &spec {
+        serde_json::from_slice::<serde::de::IgnoredAny>(spec).map_err(|error| {
             Refusal::invalid(format!("process {exec_id:?}: oci_process is not JSON ({error}); export again"))
         })?;
-        Some(spec)
-    };
+    }
     let stdio = Stdio { terminal: saved.terminal, ..Stdio::default() };
     let mut process = Process::new(exec_id.to_owned(), PathBuf::new(), stdio, spec);
     let port = |port: Option<StdioPort>| port.map(|port| port.0);
@@ -214,7 +209,7 @@ mod tests {
     #[test]
     fn a_process_that_is_not_started_says_which_streams_it_wants() {
         let stdio = Stdio { stdout: "/run/x".into(), ..Stdio::default() };
-        let process = Process::new("e1".into(), "/b".into(), stdio, Some(serde_json::json!({"args": []})));
+        let process = Process::new("e1".into(), "/b".into(), stdio, Some(br#"{"args":[]}"#.to_vec()));
         let set_aside =
             |stdio: &Stdio| Ports { stdout: (!stdio.stdout.is_empty()).then_some(9), ..Ports::default() };
         let again = import_process("e1", &save_process(&process, &set_aside).unwrap()).unwrap();
@@ -227,7 +222,7 @@ mod tests {
     fn a_process_comes_back_as_it_was_saved() {
         let none = |_: &Stdio| Ports::default();
         let mut process =
-            Process::new("e1".into(), "/b".into(), Stdio::default(), Some(serde_json::json!({"args": []})));
+            Process::new("e1".into(), "/b".into(), Stdio::default(), Some(br#"{"args":[]}"#.to_vec()));
         let ports = Ports { stdin: None, stdout: Some(7), stderr: Some(8) };
         process.begin().unwrap();
         process.started(42, ports, Streams::default()).unwrap();

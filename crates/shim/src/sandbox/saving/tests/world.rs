@@ -215,7 +215,12 @@ impl World {
         if container.state != State::Running || container.processes.contains_key(exec_id) {
             return false;
         }
-        let process = Process::new(exec_id.to_owned(), container.bundle.clone(), stdio, Some(spec));
+        let process = Process::new(
+            exec_id.to_owned(),
+            container.bundle.clone(),
+            stdio,
+            Some(spec.to_string().into_bytes()),
+        );
         container.processes.insert(exec_id.to_owned(), process);
         true
     }
