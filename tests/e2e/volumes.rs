@@ -20,7 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     ("volumes::the_other_hosts_files_after_a_move", the_other_hosts_files_after_a_move),
     ("volumes::files_of_a_pod", files_of_a_pod),
     ("volumes::empty_directories_go_along", empty_directories_go_along),
-    ("volumes::a_disk_image_goes_along", a_disk_image_goes_along),
+    ("volumes::a_disk_image_goes_along_and_back", a_disk_image_goes_along_and_back),
     ("volumes::what_is_too_large_or_writable_says_so", what_is_too_large_or_writable_says_so),
 ];
 
@@ -366,7 +366,7 @@ fn empty_directories_go_along(lab: &Lab) {
     }
 }
 
-fn a_disk_image_goes_along(lab: &Lab) {
+fn a_disk_image_goes_along_and_back(lab: &Lab) {
     let sources = Sources::new(lab, "disk");
     let image = sources.at("disk.img");
     let make = format!("truncate -s 64M {image} && mkfs.ext4 -q -F {image}");
@@ -391,21 +391,69 @@ fn a_disk_image_goes_along(lab: &Lab) {
     container.assert_only_on(Host::B);
     sh(&container, Host::B, "echo second >>/data/file; sync");
     assert_eq!(sh(&container, Host::B, "md5sum </data/blob"), sum);
-    let before =
-        fs::metadata(sources.on(Host::A, "disk.img")).expect("the source's is there").modified().ok();
+    // What the source has left is not the volume any more, which its name says.
+    let on_a = sources.on(Host::A, "disk.img");
+    assert!(!on_a.exists(), "the source's file still looks like the volume");
+    let left_on_a = left(&sources, Host::A);
+    assert_eq!(cat_image(&left_on_a, "/file"), "first\n");
+
+    // In the way back is what somebody put there, and nothing happens to it or to what was left.
+    sources.write(Host::A, "disk.img", "something else of value");
+    lab.migrate(Host::B, "v-disk", "a").fails_naming(&["/data", &image, "exists"]);
+    assert_eq!(fs::read_to_string(&on_a).expect("there"), "something else of value");
+    assert_eq!(left(&sources, Host::A), left_on_a);
+    fs::remove_file(&on_a).expect("removed");
+    assert_eq!(sh(&container, Host::B, "cat /data/file"), "first\nsecond\n");
+
+    lab.migrate(Host::B, "v-disk", "a").ok();
+    container.assert_only_on(Host::A);
+    assert_eq!(sh(&container, Host::A, "cat /data/file"), "first\nsecond\n");
+    assert_eq!(sh(&container, Host::A, "md5sum </data/blob"), sum);
+    let since = Instant::now();
+    while left_on_a.exists() {
+        assert!(since.elapsed() < SOON, "the old content stays beside the volume");
+        thread::sleep(Duration::from_millis(50));
+    }
+    // There again. What host b has left was changed meanwhile, and is not removed.
+    let left_on_b = left(&sources, Host::B);
+    fs::File::options()
+        .write(true)
+        .open(&left_on_b)
+        .and_then(|file| file.set_modified(std::time::SystemTime::now()))
+        .expect("it is changed");
+    lab.migrate(Host::A, "v-disk", "b").ok();
+    sh(&container, Host::B, "echo third >>/data/file; sync");
+    let left_on_a = left(&sources, Host::A);
+    let before = fs::metadata(&left_on_a).expect("there").modified().ok();
     container.remove(Host::B);
+    assert!(left_on_b.exists(), "a changed file was removed");
     let on_b = sources.on(Host::B, "disk.img");
     let meta = fs::metadata(&on_b).expect("the image is there");
     assert_eq!(meta.len(), 64 << 20);
     assert!(meta.blocks() * 512 < 32 << 20, "it is not sparse: {} KiB", meta.blocks() / 2);
-    let after = fs::metadata(sources.on(Host::A, "disk.img")).expect("there").modified().ok();
+    let after = fs::metadata(&left_on_a).expect("there").modified().ok();
     assert_eq!(after, before, "the source's image was written to after the move");
     // Closed and whole: no journal to be played, and its files are there.
-    let on_b = on_b.display().to_string();
-    let checked = Run::new(command(&["e2fsck", "-fn", &on_b]), SOON).ok();
+    let checked = Run::new(command(&["e2fsck", "-fn", &on_b.display().to_string()]), SOON).ok();
     assert!(!checked.contains("recover"), "{checked}");
-    let file = Run::new(command(&["debugfs", "-R", "cat /file", &on_b]), SOON).ok();
-    assert_eq!(file, "first\nsecond\n");
+    assert_eq!(cat_image(&on_b, "/file"), "first\nsecond\nthird\n");
+}
+
+/// The one file that a volume `disk.img` has left on a host.
+#[track_caller]
+fn left(sources: &Sources<'_>, host: Host) -> PathBuf {
+    let entries = fs::read_dir(sources.on(host, "")).expect("a directory").flatten();
+    let found: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.display().to_string().contains("/disk.img.dunlin-left-"))
+        .collect();
+    let [path] = &found[..] else { panic!("one file that was left on host {host}, not {found:?}") };
+    path.clone()
+}
+
+fn cat_image(image: &Path, file: &str) -> String {
+    let cat = format!("cat {file}");
+    Run::new(command(&["debugfs", "-R", &cat, &image.display().to_string()]), SOON).ok()
 }
 
 fn command(words: &[&str]) -> std::process::Command {

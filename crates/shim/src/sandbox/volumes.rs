@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use dunlin_bridge::message::{FilesStep, PodDirectory};
 use dunlin_migration::refusal::Refusal;
+use dunlin_migration::session::{Side, StateId};
 use dunlin_wire::ids::ReservationId;
 use serde_json::Value;
 
@@ -19,6 +20,7 @@ use crate::rootfs::scratch;
 use crate::vm::{Vm, guest};
 use crate::volume::copy::{self, Source};
 use crate::volume::disk::{self, Use};
+use crate::volume::left;
 use crate::volume::mount::point_at;
 use crate::volume::{Guest, Mount, Planned, Volume, VolumeError, survey};
 
@@ -238,6 +240,47 @@ impl Sandbox {
             })?;
         }
         Ok(())
+    }
+
+    /// Source, after its end: what its volumes were is no more the volumes, and says so. Only when the move was complete:
+    /// the content may be nowhere else.
+    pub(super) async fn leave_volumes(&self) {
+        if !matches!(self.mover.standing(), Some((_, StateId::TransferCompleted, Side::Source))) {
+            return;
+        }
+        for (volume, file) in self.mirrored_volumes() {
+            let path = file.clone();
+            match tokio::task::spawn_blocking(move || left::set_aside(&path, &volume)).await {
+                Ok(Ok(aside)) => {
+                    tracing::info!(file = %file.display(), aside = %aside.display(), "a volume moved away");
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(file = %file.display(), %error, "it keeps its name, and is in the volume's way back");
+                }
+                Err(error) => tracing::error!(file = %file.display(), %error, "setting it aside"),
+            }
+        }
+    }
+
+    /// Destination, once the machine runs: what its volumes left here earlier goes, behind the machine's back.
+    pub(super) fn clear_left_volumes(&self) {
+        for (volume, file) in self.mirrored_volumes() {
+            tokio::task::spawn_blocking(move || match left::clear(&file, &volume) {
+                Ok(changed) => {
+                    for path in changed {
+                        tracing::warn!(path = %path.display(), "it was changed since the volume left it, and stays");
+                    }
+                }
+                Err(error) => tracing::warn!(file = %file.display(), %error, "what the volume left stays"),
+            });
+        }
+    }
+
+    /// Volumes whose bytes a move copies, with their files here.
+    fn mirrored_volumes(&self) -> Vec<(ReservationId, PathBuf)> {
+        let inner = self.inner();
+        let volumes = inner.containers.values().flat_map(|container| container.disk_volumes.values());
+        inner.scsi.mirrored_of(volumes)
     }
 }
 

@@ -5,6 +5,7 @@
 //!                        └────── plan ──────┘        which kind of volume it is, or why it cannot be   (pure)
 //!          copy   files in the guest that follow this host's     (Copies: one a sandbox)
 //!          disk   what is known of a disk image or a block device before it is given to a machine
+//!          left   what a volume that moved away leaves behind
 //! ```
 //!
 //! Directories that stay on this host are [`crate::device::plan9`]'s; disks in the machine are [`crate::device::scsi`]'s.
@@ -14,6 +15,7 @@ pub(crate) mod copy;
 pub(crate) mod disk;
 mod error;
 pub(crate) mod facts;
+pub(crate) mod left;
 pub(crate) mod mount;
 pub(crate) mod plan;
 mod walk;

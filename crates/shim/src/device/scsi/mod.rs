@@ -227,6 +227,25 @@ impl Scsi {
         }
     }
 
+    /// Of these uses of disks those whose bytes are copied in a move, each disk once, with its file here.
+    pub(crate) fn mirrored_of<'a>(
+        &self,
+        uses: impl Iterator<Item = &'a ReservationId>,
+    ) -> Vec<(ReservationId, PathBuf)> {
+        let mut of_slots = BTreeMap::new();
+        for id in uses {
+            let Some(slot) = self.reservations.get(id) else { continue };
+            let Some(disk) = self.disks.get(slot).filter(|disk| disk.is_mirrored()) else { continue };
+            let Some(path) = &disk.path else { continue };
+            // Both hosts call it by the lowest.
+            let known = of_slots.entry(*slot).or_insert_with(|| (id.clone(), path.clone()));
+            if *id < known.0 {
+                known.0 = id.clone();
+            }
+        }
+        of_slots.into_values().collect()
+    }
+
     pub(crate) fn disk(&self, slot: Slot) -> Option<&Disk> {
         self.disks.get(&slot)
     }

@@ -288,6 +288,7 @@ impl Sandbox {
         self.deliver(&vm, &handoff.frames, adopted.rebound);
         self.announce();
         self.take_back_shared();
+        self.clear_left_volumes();
         self.free_ties();
         self.copies.follow(&vm);
         vm.link.start();

@@ -84,6 +84,7 @@ impl Sandbox {
         };
         if let Ok(Machine::Running(vm)) = machine {
             vm.stop().await;
+            self.leave_volumes().await;
         }
     }
 }
