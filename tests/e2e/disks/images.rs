@@ -34,6 +34,41 @@ impl Drop for OtherBytes {
     }
 }
 
+/// A read-only image on host a, and something else of its name on host b. Gone when dropped.
+struct Volume<'a> {
+    lab: &'a Lab,
+}
+
+impl<'a> Volume<'a> {
+    /// Below `/run`, which each host has for itself.
+    const DIRECTORY: &'static str = "/run/e2e-image";
+    const BYTES: u64 = 2 << 20;
+
+    fn new(lab: &'a Lab) -> Volume<'a> {
+        let volume = Volume { lab };
+        let (at, bytes) = (Self::DIRECTORY, Self::BYTES);
+        let make = format!(
+            "mkdir -p {at}/tree && echo on a >{at}/tree/file && truncate -s {bytes} {at}/image && mkfs.ext4 -q -F -d {at}/tree {at}/image"
+        );
+        lab.on(Host::A, &["sh", "-c", &make]).ok();
+        lab.on(Host::B, &["mkdir", "-p", at]).ok();
+        fs::write(volume.on(Host::B), "another").expect("writable");
+        volume
+    }
+
+    fn on(&self, host: Host) -> PathBuf {
+        self.lab.run_path(host, &format!("{}/image", Self::DIRECTORY))
+    }
+}
+
+impl Drop for Volume<'_> {
+    fn drop(&mut self) {
+        for host in Host::ALL {
+            let _ = fs::remove_dir_all(self.lab.run_path(host, Self::DIRECTORY));
+        }
+    }
+}
+
 pub(super) fn fetched(report: &serde_json::Value) -> u64 {
     report["fetched_bytes"].as_u64().unwrap_or_else(|| panic!("no fetched_bytes in {report}"))
 }
@@ -54,10 +89,12 @@ pub(super) fn an_image_of_other_bytes_is_read_from_the_source(lab: &Lab) {
         let _ = fs::remove_dir_all(lab.host_dir(host).join("data/layers"));
     }
     let _other = OtherBytes::new(lab);
-    let container = counter(lab, "d-images", &[]);
+    let volume = Volume::new(lab);
+    let mount = format!("type=ext4,src={}/image,dst=/volume,options=ro", Volume::DIRECTORY);
+    let container = counter(lab, "d-images", &["--mount", &mount]);
     let on_a = images(lab, Host::A);
-    let all: u64 = on_a.iter().map(|(_, bytes)| bytes).sum();
     assert_eq!(on_a.len(), 2, "{on_a:?}");
+    let all: u64 = on_a.iter().map(|(_, bytes)| bytes).sum::<u64>() + Volume::BYTES;
     // A fetch that broke off in the middle of the larger one.
     let (path, bytes) = on_a.iter().max_by_key(|(_, bytes)| *bytes).expect("two images");
     let half = bytes / 2 / 4096 * 4096;
@@ -77,6 +114,9 @@ pub(super) fn an_image_of_other_bytes_is_read_from_the_source(lab: &Lab) {
     assert!(!partial.exists() && images(lab, Host::B).len() >= 4, "its own images and the source's");
     container.await_lines(Host::B, 20, SOON);
     assert_eq!(sh(&container, Host::B, "read", "cat /etc/dunlin-demo"), "this file came with the image\n");
+    // So did the volume's image, and what has its name here is as it was.
+    assert_eq!(sh(&container, Host::B, "volume", "cat /volume/file"), "on a\n");
+    assert_eq!(fs::read_to_string(volume.on(Host::B)).expect("it is there"), "another");
     // Both hosts have all of them now, whatever they would make.
     assert_eq!(fetched(&migrate(lab, Host::B, "d-images", &[])), 0);
     assert_eq!(fetched(&migrate(lab, Host::A, "d-images", &[])), 0);

@@ -1,7 +1,7 @@
 //! A part of an image as it goes to another host: data, and how many zeros stand before them.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -26,7 +26,8 @@ pub(crate) struct Piece {
 impl Piece {
     /// `length`: most of the data, bytes. Not `sparse`: zeros are data.
     pub(crate) fn read(file: &File, offset: u64, length: u32, sparse: bool) -> io::Result<Piece> {
-        let size_bytes = file.metadata()?.len();
+        // Its metadata says nothing of a block device's size.
+        let size_bytes = (&*file).seek(SeekFrom::End(0))?;
         let mut at = offset;
         let mut looked_at = 0;
         while at < size_bytes && length > 0 && looked_at < LOOKED_AT {

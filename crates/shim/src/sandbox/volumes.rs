@@ -8,7 +8,7 @@ use std::sync::Arc;
 use dunlin_bridge::message::{FilesStep, PodDirectory};
 use dunlin_migration::refusal::Refusal;
 use dunlin_migration::session::{Side, StateId};
-use dunlin_wire::ids::ReservationId;
+use dunlin_wire::ids::{ReservationId, Slot};
 use serde_json::Value;
 
 use super::Sandbox;
@@ -202,12 +202,7 @@ impl Sandbox {
             let (host, path) = (mount.source.clone(), PathBuf::from(&mount.source));
             let destination = destination.clone();
             if read_only {
-                let digest = disk::digest_of(&mount).await.map_err(precondition)?;
-                let same = self.inner().scsi.place_image(slot, path, &digest);
-                same.map_err(|error| {
-                    let reason = error.to_string();
-                    precondition(VolumeError::OtherImage { host, destination, reason })
-                })?;
+                self.place_read_only(&mount, slot, size_bytes).await?;
             } else if !token && disk::is_free_device(&mount, size_bytes).await.map_err(precondition)? {
                 let storage = Storage::of(&path, &self.config.disks.shared);
                 let placed = self.inner().scsi.place_writable(slot, path, storage, Keeper::Host);
@@ -222,6 +217,41 @@ impl Sandbox {
             }
         }
         Ok(())
+    }
+
+    /// In this order: this host's file has the digest; the store has it; the source has it.
+    async fn place_read_only(&self, mount: &Mount, slot: Slot, size_bytes: u64) -> Result<(), Refusal> {
+        let wanted = self
+            .inner()
+            .scsi
+            .disk(slot)
+            .and_then(|disk| disk.digest().map(str::to_owned))
+            .unwrap_or_default();
+        let other = |reason: String| {
+            let (host, destination) = (mount.source.clone(), mount.destination.clone());
+            precondition(VolumeError::OtherImage { host, destination, reason })
+        };
+        let place = |path: PathBuf, digest: &str| {
+            self.inner().scsi.place_image(slot, path, digest).map_err(|error| other(error.to_string()))
+        };
+        let here = disk::digest_of(mount).await;
+        if here.as_ref().is_ok_and(|digest| *digest == wanted) {
+            return place(PathBuf::from(&mount.source), &wanted);
+        }
+        let known = self.store.find(&wanted).await.map_err(|error| other(error.to_string()))?;
+        let image = match known {
+            Some(image) => Some(Ok(image)),
+            None => self.fetch_image(&wanted, size_bytes).await,
+        };
+        match (image, here) {
+            (Some(Ok(image)), _) => place(image.path, &image.digest),
+            (Some(Err(error)), Ok(here)) => {
+                Err(other(format!("its digest is {here} here and {wanted} on the source, and {error}")))
+            }
+            (Some(Err(error)), Err(missing)) => Err(other(format!("{missing}, and {error}"))),
+            (None, Ok(here)) => place(PathBuf::from(&mount.source), &here),
+            (None, Err(missing)) => Err(precondition(missing)),
+        }
     }
 }
 

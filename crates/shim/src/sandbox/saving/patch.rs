@@ -19,6 +19,7 @@ use crate::network::plan::Contract;
 use crate::process::io::Stdio;
 use crate::process::{State, fifos};
 use crate::rootfs::fetch::Node;
+use crate::rootfs::store::Image;
 use crate::rootfs::{RootfsError, mounts, scratch};
 use crate::sandbox::moving::refusal;
 
@@ -233,30 +234,42 @@ impl Sandbox {
             Some(image) => image,
             None => self.store.image_of(layer).await.map_err(failed)?,
         };
-        let images = self.inner().imported.as_ref().and_then(|imported| imported.images.clone());
-        let image = match images {
-            Some(images) if image.digest != digest => {
-                tracing::info!(wanted = digest, here = image.digest, "the layer is read from the source");
-                let brought = async {
-                    let node = Node::connect(&images.socket, images.session)
-                        .await
-                        .map_err(|message| RootfsError::Fetch { digest: digest.clone(), message })?;
-                    self.store.fetch(&digest, size_bytes, &node).await
-                };
-                brought.await.map_err(|error| {
-                    let (slot, here) = (slot, &image.digest);
+        let image = if image.digest == digest {
+            image
+        } else {
+            match self.fetch_image(&digest, size_bytes).await {
+                None => image,
+                Some(Ok(fetched)) => fetched,
+                Some(Err(error)) => {
+                    let here = &image.digest;
                     let reason = format!(
                         "container {source}: disk {slot}: the image here is {here}, the source's is {digest}, and {error}"
                     );
-                    Refusal::precondition(reason)
-                })?
+                    return Err(Refusal::precondition(reason));
+                }
             }
-            _ => image,
         };
         self.inner()
             .scsi
             .place_image(slot, image.path, &image.digest)
             .map_err(|error| Refusal::precondition(format!("container {source}: {error}")))
+    }
+
+    /// Reads an image from the source. None: nobody offered to bring any.
+    pub(in crate::sandbox) async fn fetch_image(
+        &self,
+        digest: &str,
+        size_bytes: u64,
+    ) -> Option<Result<Image, RootfsError>> {
+        let images = self.inner().imported.as_ref().and_then(|imported| imported.images.clone())?;
+        tracing::info!(digest, "an image is read from the source");
+        let fetched = async {
+            let node = Node::connect(&images.socket, images.session)
+                .await
+                .map_err(|message| RootfsError::Fetch { digest: digest.to_owned(), message })?;
+            self.store.fetch(digest, size_bytes, &node).await
+        };
+        Some(fetched.await)
     }
 
     /// The sandbox has another id in this host's containerd than the shim: containers that come later are led here
