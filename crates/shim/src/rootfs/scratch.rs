@@ -8,8 +8,11 @@
 //!   the host itself, says which those are, also when its shim is dead.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use sha2::{Digest, Sha256};
 
 use super::RootfsError;
 use super::store::run;
@@ -99,7 +102,7 @@ fn remove_now(path: &Path) {
 
 /// Writes down that a file is this host's.
 pub(crate) fn own(ledger: &Path, file: &Path) {
-    let Some(link) = link(ledger, file) else { return };
+    let link = link(ledger, file);
     let linked = std::fs::create_dir_all(ledger).and_then(|()| std::os::unix::fs::symlink(file, &link));
     if let Err(error) = linked
         && error.kind() != io::ErrorKind::AlreadyExists
@@ -110,8 +113,7 @@ pub(crate) fn own(ledger: &Path, file: &Path) {
 
 /// It may be another host's from now on. An error: it stays this host's, and must not be lent.
 pub(crate) fn disown(ledger: &Path, file: &Path) -> io::Result<()> {
-    let Some(link) = link(ledger, file) else { return Ok(()) };
-    match std::fs::remove_file(link) {
+    match std::fs::remove_file(link(ledger, file)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -132,8 +134,10 @@ pub(crate) fn clear_owned(ledger: &Path) {
     }
 }
 
-fn link(ledger: &Path, file: &Path) -> Option<PathBuf> {
-    Some(ledger.join(file.file_name()?))
+/// Of the whole path: files of one name may lie in several directories.
+fn link(ledger: &Path, file: &Path) -> PathBuf {
+    let hash = Sha256::digest(file.as_os_str().as_bytes());
+    ledger.join(hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 #[cfg(test)]
@@ -187,8 +191,12 @@ mod tests {
         let at = tempfile::tempdir().unwrap();
         let (ledger, shared) = (at.path().join("run/scratch"), at.path().join("shared"));
         std::fs::create_dir(&shared).unwrap();
+        let elsewhere = at.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
         let [mine, lent] = ["mine.raw", "lent.raw"].map(|name| shared.join(name));
-        for file in [&mine, &lent] {
+        // Of the same name as another one.
+        let other = elsewhere.join("lent.raw");
+        for file in [&mine, &lent, &other] {
             std::fs::write(file, "x").unwrap();
             own(&ledger, file);
             own(&ledger, file);
@@ -196,7 +204,7 @@ mod tests {
         disown(&ledger, &lent).unwrap();
         disown(&ledger, &lent).unwrap();
         clear_owned(&ledger);
-        assert!(!mine.exists() && lent.exists());
+        assert!(!mine.exists() && lent.exists() && !other.exists());
         clear_owned(&at.path().join("no ledger"));
     }
 }
