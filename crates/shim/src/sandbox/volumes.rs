@@ -2,7 +2,7 @@
 //! arrives, taken away with it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dunlin_bridge::message::{FilesStep, PodDirectory};
@@ -193,10 +193,15 @@ impl Sandbox {
                     return Err(Refusal::invalid(format!("vm.scsi.disks[{slot}]: it was not imported")));
                 };
                 let token = inner.scsi.tokens().contains_key(&slot);
-                (slot, disk.path.is_some(), disk.size_bytes, disk.read_only(), token)
+                (slot, disk.path.clone(), disk.size_bytes, disk.read_only(), token)
             };
-            // An earlier try got as far as this.
-            if placed {
+            // An earlier try got as far as this, or another container has it too, which shares the disk.
+            if let Some(placed) = placed {
+                if !read_only && placed != Path::new(&mount.source) {
+                    let (there, here) = (placed.display().to_string(), mount.source);
+                    let destination = destination.clone();
+                    return Err(precondition(VolumeError::TwoPlaces { destination, here, there }));
+                }
                 continue;
             }
             let (host, path) = (mount.source.clone(), PathBuf::from(&mount.source));

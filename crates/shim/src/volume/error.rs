@@ -56,6 +56,10 @@ pub(crate) enum VolumeError {
         "the mount of {host} on {destination}: {reason}; a read-only disk must have the same bytes on both hosts"
     )]
     OtherImage { host: String, destination: String, reason: String },
+    #[error(
+        "the mount of {here} on {destination}: it is one disk with that of another container on the source, which has {there} here; give both the same source"
+    )]
+    TwoPlaces { destination: String, here: String, there: String },
     #[error("copies of host files are still being written; retry the move")]
     Busy,
 }

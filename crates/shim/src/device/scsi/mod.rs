@@ -1,7 +1,8 @@
 //! The sandbox's SCSI disks: which disk is at which controller and LUN, and who uses it.
 //!
 //! Slots never move: the guest knows a disk by controller and LUN, and both hosts number them alike.
-//! A read-only image has one slot however many containers use it, unless its file goes with one of them. A disk's states are [`disk`]'s, its mount's
+//! A read-only image, unless its file goes with one of its users, or a writable file has one slot however many containers
+//! use it. A disk's states are [`disk`]'s, its mount's
 //! are [`mount`]'s, the table's part in a move is its [`Hold`]: only a free table changes.
 //!
 //! Invariants: a reservation's slot has a disk; a slot has a disk as long as somebody uses it or it is being taken out.
@@ -38,6 +39,10 @@ pub(crate) enum ScsiError {
         "disk {slot}: the image here is {found}, the source's is {expected}; give this host the same layer content (remove and pull the image again) and the same erofs-utils version"
     )]
     Digest { slot: Slot, expected: String, found: String },
+    #[error(
+        "{path} is disk {slot} of this machine already, {how}; mount it the same way in every container, or take it from one of them"
+    )]
+    InUse { path: PathBuf, slot: Slot, how: &'static str },
     #[error("disk {0} is not a {1} disk")]
     Kind(Slot, &'static str),
     #[error("disk {0} has no file on this host yet; create every container first")]
@@ -77,13 +82,7 @@ impl Scsi {
         if self.hold != Hold::Free {
             return Err(ScsiError::Frozen);
         }
-        let shared = disk.shareable().then(|| {
-            let same = |present: &Disk| {
-                present.content == disk.content && present.mount.state == mount::State::Mounted
-            };
-            self.disks.iter().find(|(_, present)| same(present)).map(|(slot, _)| *slot)
-        });
-        let (slot, new) = match shared.flatten() {
+        let (slot, new) = match self.shared_with(&disk)? {
             Some(slot) => (slot, false),
             None => {
                 let free = Slot::all().find(|slot| !self.disks.contains_key(slot));
@@ -96,6 +95,38 @@ impl Scsi {
             .map_err(|error| ScsiError::Unknown(error.to_string()))?;
         self.reservations.insert(id.clone(), slot);
         Ok((id, slot, new))
+    }
+
+    /// The slot that has the same image, or the same writable file, which two containers may mount.
+    fn shared_with(&self, disk: &Disk) -> Result<Option<Slot>, ScsiError> {
+        let mut shared = None;
+        for (slot, present) in &self.disks {
+            let mounted = present.mount.state == mount::State::Mounted;
+            let one_way = present.filesystem == disk.filesystem
+                && present.mount.block_device == disk.mount.block_device;
+            if disk.read_only() && present.content == disk.content {
+                if disk.shareable() && mounted && one_way && shared.is_none() {
+                    shared = Some(*slot);
+                }
+                continue;
+            }
+            // What is written to changes under everybody who has the file.
+            let written = !disk.read_only() || !present.read_only();
+            let (true, Some(path)) = (written && present.path == disk.path, &disk.path) else { continue };
+            let how = match (present.read_only(), disk.read_only()) {
+                (true, _) => "read-only",
+                (_, true) => "writable",
+                _ if !one_way => "as another file system or as a device",
+                // Its state is one of going, for nobody else is making disks meanwhile.
+                _ if !mounted => "and is just being taken out",
+                _ => {
+                    shared = Some(*slot);
+                    continue;
+                }
+            };
+            return Err(ScsiError::InUse { path: path.clone(), slot: *slot, how });
+        }
+        Ok(shared)
     }
 
     fn disk_mut(&mut self, slot: Slot) -> Result<&mut Disk, ScsiError> {
@@ -214,7 +245,13 @@ impl Scsi {
     }
 
     /// A disk that an import has given a file here has none again. Gives the file, when it was made for the import.
+    /// Not while another container has it too, which may have arrived.
     pub(crate) fn unplace(&mut self, id: &ReservationId) -> Option<PathBuf> {
+        let of_others =
+            |slot: &Slot| self.reservations.iter().any(|(other, used)| used == slot && other != id);
+        if self.reservations.get(id).is_some_and(of_others) {
+            return None;
+        }
         let disk = self.reservations.get(id).and_then(|slot| self.disks.get_mut(slot))?;
         let path = disk.path.take_if(|_| self.hold == Hold::Imported && disk.content == Content::Writable)?;
         (std::mem::replace(&mut disk.keeper, Keeper::Host) == Keeper::Shim).then_some(path)
@@ -323,7 +360,12 @@ mod tests {
     }
 
     fn scratch() -> Disk {
-        Disk::writable("/s".into(), 8192, Storage::Local, Keeper::Shim)
+        let path = format!("/s/{}", uuid::Uuid::new_v4());
+        Disk::writable(path.into(), 8192, Storage::Local, Keeper::Shim)
+    }
+
+    fn volume() -> Disk {
+        Disk::writable("/v".into(), 8192, Storage::Local, Keeper::Host)
     }
 
     fn plugged(scsi: &mut Scsi, disk: Disk) -> (ReservationId, Slot) {
@@ -375,6 +417,42 @@ mod tests {
         let (_, b, _) = scsi.reserve(scratch()).unwrap();
         assert_eq!((a.number(), b.number()), (0, 1));
         assert_eq!(scsi.mirrored(), [a, b]);
+    }
+
+    #[test]
+    fn a_writable_file_has_one_slot_and_is_used_in_one_way() {
+        let mut scsi = Scsi::default();
+        let (one, slot) = plugged(&mut scsi, volume());
+        let (two, same) = plugged(&mut scsi, volume());
+        assert_eq!(slot, same);
+        let lowest = one.clone().min(two.clone());
+        assert_eq!(scsi.mirrored_of([&two, &one].into_iter()), [(lowest, PathBuf::from("/v"))]);
+        for other in [
+            volume().with_filesystem(""),
+            Disk::image("/v".into(), 8192, "sha256:a".into()).with_filesystem("ext4"),
+        ] {
+            let refused = scsi.reserve(other).unwrap_err().to_string();
+            assert!(refused.contains("/v") && refused.contains("the same way"), "{refused}");
+        }
+        assert_eq!(scsi.release(&one).unwrap(), Released::Kept);
+        assert!(matches!(scsi.release(&two).unwrap(), Released::Last { .. }));
+        assert!(matches!(scsi.reserve(volume()), Err(ScsiError::InUse { .. })), "it is not out yet");
+        scsi.removed(slot);
+        plugged(&mut scsi, Disk::image("/v".into(), 8192, "sha256:a".into()));
+        let refused = scsi.reserve(volume()).unwrap_err().to_string();
+        assert!(refused.contains("read-only"), "{refused}");
+    }
+
+    #[test]
+    fn what_another_container_has_keeps_its_file() {
+        let mut scsi = Scsi::default();
+        let (one, _) = plugged(&mut scsi, volume());
+        let (two, slot) = plugged(&mut scsi, volume());
+        let table = |disks: &Scsi| disks.disks().map(|(slot, disk)| (slot, disk.clone())).collect();
+        let mut arrived = Scsi::imported(table(&scsi), scsi.reservations().clone(), BTreeMap::new());
+        arrived.place_writable(slot, "/w".into(), Storage::Local, Keeper::Shim).unwrap();
+        assert_eq!(arrived.unplace(&two), None);
+        assert_eq!(arrived.own_files([&one].into_iter()), [PathBuf::from("/w")]);
     }
 
     #[test]
