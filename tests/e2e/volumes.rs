@@ -2,6 +2,8 @@
 //!
 //! Sources lie below `/run`, which each host of the lab has for itself.
 
+mod devices;
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, symlink},
@@ -21,6 +23,7 @@ pub(crate) const CASES: &[Case] = &[
     ("volumes::files_of_a_pod", files_of_a_pod),
     ("volumes::empty_directories_go_along", empty_directories_go_along),
     ("volumes::a_disk_image_goes_along_and_back", a_disk_image_goes_along_and_back),
+    ("volumes::a_block_device_goes_along_and_back", devices::a_block_device_goes_along_and_back),
     ("volumes::what_is_too_large_or_writable_says_so", what_is_too_large_or_writable_says_so),
 ];
 

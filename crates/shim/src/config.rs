@@ -89,7 +89,8 @@ pub(crate) struct Disks {
     pub(crate) shared: Vec<PathBuf>,
 }
 
-/// What is copied into the guest of the directories and files that a container mounts read-only.
+/// What is copied into the guest of the directories and files that a container mounts read-only, and what may be written
+/// over.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Volumes {
@@ -97,6 +98,8 @@ pub(crate) struct Volumes {
     pub(crate) max_file_kib: u64,
     /// Of all files of a mount.
     pub(crate) max_mount_mib: u64,
+    /// Block devices that an arriving volume may write over, whatever is on them.
+    pub(crate) overwrite: Vec<PathBuf>,
 }
 
 impl Volumes {
@@ -107,7 +110,7 @@ impl Volumes {
 
 impl Default for Volumes {
     fn default() -> Self {
-        Volumes { max_file_kib: 1024, max_mount_mib: 16 }
+        Volumes { max_file_kib: 1024, max_mount_mib: 16, overwrite: Vec::new() }
     }
 }
 

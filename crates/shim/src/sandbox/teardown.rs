@@ -12,7 +12,7 @@ use super::error::{Code, SandboxError};
 use super::{Inner, Machine, Sandbox, exits};
 use crate::container::{self, INIT};
 use crate::controller::Transitions;
-use crate::device::scsi::{Released, Scsi, disk, mount};
+use crate::device::scsi::{Keeper, MirroredUse, Released, Scsi, disk, mount};
 use crate::process::{Exit, State};
 use crate::rootfs::scratch;
 use crate::service::status::timestamp;
@@ -86,6 +86,7 @@ impl Sandbox {
         let last = !self.api.holds_machine() && self.inner().containers.keys().all(|present| present == id);
         let (shares, devices) = self.inner().ties_of(id);
         let files = self.inner().own_files_of(id);
+        let half = self.inner().half_devices_of(id);
         let has_disks = self.inner().container(id).is_ok_and(|container| !container.disk_volumes.is_empty());
         // What is on a volume outlives the machine: the guest is to close its file system.
         if !last || has_disks {
@@ -123,6 +124,7 @@ impl Sandbox {
         if let Some(container) = removed {
             self.copies.forget(&container.guest_id);
         }
+        self.note_half_devices(half).await;
         for file in files {
             scratch::remove(&file).await;
             if let Err(error) = scratch::disown(&self.directory.ledger(), &file) {
@@ -215,6 +217,14 @@ impl Inner {
         let Ok(container) = self.container(id) else { return Vec::new() };
         let scratch = container.scratch.iter().map(|disk| &disk.reservation);
         self.scsi.own_files(scratch.chain(container.disk_volumes.values()))
+    }
+
+    /// The devices that a volume of a container was to arrive on; what has arrived is the host's.
+    fn half_devices_of(&self, id: &str) -> Vec<MirroredUse> {
+        let Ok(container) = self.container(id) else { return Vec::new() };
+        let mut devices = self.scsi.mirrored_of(container.disk_volumes.values());
+        devices.retain(|volume| volume.keeper == Keeper::Device);
+        devices
     }
 
     /// What ties a container to this host: directories and devices.

@@ -2,6 +2,7 @@
 //! arrives, taken away with it.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,11 +15,11 @@ use serde_json::Value;
 use super::Sandbox;
 use super::error::SandboxError;
 use crate::device::plan9::Machine as _;
-use crate::device::scsi::Storage;
-use crate::device::scsi::disk::Keeper;
+use crate::device::scsi::{Keeper, MirroredUse, Storage};
 use crate::rootfs::scratch;
 use crate::vm::{Vm, guest};
 use crate::volume::copy::{self, Source};
+use crate::volume::device::{self, Records, State};
 use crate::volume::disk::{self, Use};
 use crate::volume::left;
 use crate::volume::mount::point_at;
@@ -197,7 +198,9 @@ impl Sandbox {
             };
             // An earlier try got as far as this, or another container has it too, which shares the disk.
             if let Some(placed) = placed {
-                if !read_only && placed != Path::new(&mount.source) {
+                let names =
+                    |path: &Path| placed == path || path.canonicalize().is_ok_and(|path| placed == path);
+                if !read_only && !names(Path::new(&mount.source)) {
                     let (there, here) = (placed.display().to_string(), mount.source);
                     let destination = destination.clone();
                     return Err(precondition(VolumeError::TwoPlaces { destination, here, there }));
@@ -208,10 +211,8 @@ impl Sandbox {
             let destination = destination.clone();
             if read_only {
                 self.place_read_only(&mount, slot, size_bytes).await?;
-            } else if !token && disk::is_free_device(&mount, size_bytes).await.map_err(precondition)? {
-                let storage = Storage::of(&path, &self.config.disks.shared);
-                let placed = self.inner().scsi.place_writable(slot, path, storage, Keeper::Host);
-                placed.map_err(|error| Refusal::invalid(error.to_string()))?;
+            } else if let Some(device) = device::named(&path).filter(|_| !token) {
+                self.place_device(&mount, slot, size_bytes, device).await?;
             } else {
                 // A file that is made is the shim's until the move has succeeded: it goes again with a move that fails.
                 let keeper = if token { Keeper::Host } else { Keeper::Shim };
@@ -222,6 +223,40 @@ impl Sandbox {
             }
         }
         Ok(())
+    }
+
+    /// A block device that may be written over.
+    async fn place_device(
+        &self,
+        mount: &Mount,
+        slot: Slot,
+        size_bytes: u64,
+        device: PathBuf,
+    ) -> Result<(), Refusal> {
+        let (host, destination) = (mount.source.clone(), mount.destination.clone());
+        let path = device.clone();
+        let found = match disk::at_leisure(mount, move || device::look(&path)).await {
+            Err(VolumeError::Disk { source, .. }) if source.kind() == ErrorKind::ResourceBusy => {
+                return Err(precondition(VolumeError::DeviceInUse { host, destination }));
+            }
+            found => found.map_err(precondition)?,
+        };
+        if found.size_bytes != size_bytes {
+            let (here, there) = (found.size_bytes, size_bytes);
+            return Err(precondition(VolumeError::DeviceSize { host, destination, here, there }));
+        }
+        let listed = &self.config.volumes.overwrite;
+        let overwrite = listed.iter().any(|listed| device::named(listed).as_ref() == Some(&device));
+        let volumes = self.inner().scsi.uses_of(slot);
+        device::judge(&found, self.left_devices().of(&device).as_ref(), &volumes, overwrite)
+            .map_err(|what| precondition(VolumeError::DeviceTaken { host, destination, what }))?;
+        let storage = Storage::of(&device, &self.config.disks.shared);
+        let placed = self.inner().scsi.place_writable(slot, device, storage, Keeper::Device);
+        placed.map_err(|error| Refusal::invalid(error.to_string()))
+    }
+
+    fn left_devices(&self) -> Records {
+        Records::new(&self.config.data_dir)
     }
 
     /// In this order: this host's file has the digest; the store has it; the source has it.
@@ -274,6 +309,15 @@ impl Sandbox {
                 Refusal::unknown(format!("{file} cannot be taken off this shim's list: {error}; try again"))
             })?;
         }
+        for volume in self.mirrored_volumes() {
+            if volume.keeper != Keeper::Device {
+                continue;
+            }
+            // What a record says of it is over; one that stays speaks of a state that is no more.
+            if let Err(error) = self.left_devices().forget(&volume.path) {
+                tracing::warn!(device = %volume.path.display(), %error, "an old record of it stays");
+            }
+        }
         Ok(())
     }
 
@@ -283,8 +327,13 @@ impl Sandbox {
         if !matches!(self.mover.standing(), Some((_, StateId::TransferCompleted, Side::Source))) {
             return;
         }
-        for (volume, file) in self.mirrored_volumes() {
-            let path = file.clone();
+        for MirroredUse { volumes, path, .. } in self.mirrored_volumes() {
+            if let Some(device) = device::named(&path) {
+                self.note_device(device, volumes, State::Left).await;
+                continue;
+            }
+            let Some(volume) = volumes.into_iter().next() else { continue };
+            let file = path.clone();
             match tokio::task::spawn_blocking(move || left::set_aside(&path, &volume)).await {
                 Ok(Ok(aside)) => {
                     tracing::info!(file = %file.display(), aside = %aside.display(), "a volume moved away");
@@ -299,20 +348,46 @@ impl Sandbox {
 
     /// Destination, once the machine runs: what its volumes left here earlier goes, behind the machine's back.
     pub(super) fn clear_left_volumes(&self) {
-        for (volume, file) in self.mirrored_volumes() {
-            tokio::task::spawn_blocking(move || match left::clear(&file, &volume) {
-                Ok(changed) => {
-                    for path in changed {
-                        tracing::warn!(path = %path.display(), "it was changed since the volume left it, and stays");
+        for MirroredUse { volumes, path, .. } in self.mirrored_volumes() {
+            if device::named(&path).is_some() {
+                continue;
+            }
+            tokio::task::spawn_blocking(move || {
+                for volume in volumes {
+                    match left::clear(&path, &volume) {
+                        Ok(changed) => changed.iter().for_each(|path| {
+                            tracing::warn!(path = %path.display(), "it was changed since the volume left it, and stays");
+                        }),
+                        Err(error) => tracing::warn!(file = %path.display(), %error, "what the volume left stays"),
                     }
                 }
-                Err(error) => tracing::warn!(file = %file.display(), %error, "what the volume left stays"),
             });
         }
     }
 
+    /// Destination, after a failed move and the machine's end: devices that half a copy is on say so.
+    pub(super) async fn note_half_devices(&self, devices: Vec<MirroredUse>) {
+        for MirroredUse { volumes, path, .. } in devices {
+            self.note_device(path, volumes, State::Half).await;
+        }
+    }
+
+    async fn note_device(&self, device: PathBuf, volumes: Vec<ReservationId>, state: State) {
+        let records = self.left_devices();
+        let noted = {
+            let device = device.clone();
+            tokio::task::spawn_blocking(move || records.note(&device, volumes, state)).await
+        };
+        match noted.unwrap_or_else(|panic| Err(panic.into())) {
+            Ok(()) => tracing::info!(device = %device.display(), ?state, "what is on the device is noted"),
+            Err(error) => {
+                tracing::warn!(device = %device.display(), %error, "a volume that comes will be refused there");
+            }
+        }
+    }
+
     /// Volumes whose bytes a move copies, with their files here.
-    fn mirrored_volumes(&self) -> Vec<(ReservationId, PathBuf)> {
+    fn mirrored_volumes(&self) -> Vec<MirroredUse> {
         let inner = self.inner();
         let volumes = inner.containers.values().flat_map(|container| container.disk_volumes.values());
         inner.scsi.mirrored_of(volumes)

@@ -45,9 +45,13 @@ pub(crate) enum VolumeError {
     )]
     DeviceSize { host: String, destination: String, here: u64, there: u64 },
     #[error(
-        "the mount of {host} on {destination}: there is {what} on the device here, which the move would write over; wipe it (wipefs), or give this host another device"
+        "the mount of {host} on {destination}: on the device here is {what}, which the move would write over; fill it with zeroes (blkdiscard --zeroout), name it in volumes.overwrite of this host's configuration, or give this host another device"
     )]
-    DeviceInUse { host: String, destination: String, what: &'static str },
+    DeviceTaken { host: String, destination: String, what: String },
+    #[error(
+        "the mount of {host} on {destination}: this host uses the device here; unmount it, or give this host another device"
+    )]
+    DeviceInUse { host: String, destination: String },
     #[error(
         "the mount of {host} on {destination} cannot be made here: {reason}; an image that moves must not be there already, or be on storage that both hosts share (disks.shared)"
     )]

@@ -5,13 +5,15 @@
 //!                        └────── plan ──────┘        which kind of volume it is, or why it cannot be   (pure)
 //!          copy   files in the guest that follow this host's     (Copies: one a sandbox)
 //!          disk   what is known of a disk image or a block device before it is given to a machine
-//!          left   what a volume that moved away leaves behind
+//!          device block devices that a volume arrives on or has left
+//!          left   what a volume that moved away leaves behind, as a file
 //! ```
 //!
 //! Directories that stay on this host are [`crate::device::plan9`]'s; disks in the machine are [`crate::device::scsi`]'s.
 //! The sandbox puts them together (`sandbox::volumes`).
 
 pub(crate) mod copy;
+pub(crate) mod device;
 pub(crate) mod disk;
 mod error;
 pub(crate) mod facts;

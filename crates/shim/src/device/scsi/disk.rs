@@ -48,6 +48,8 @@ pub(crate) enum Keeper {
     /// The shim made it, or will own it when the move to here succeeds; as long as a move may end on either host,
     /// neither removes it.
     Lent,
+    /// A block device of this host's that an arriving volume is copied to: when the move fails, half a copy is on it.
+    Device,
     /// Nobody here: it was there before.
     Host,
 }

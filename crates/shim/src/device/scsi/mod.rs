@@ -11,7 +11,7 @@ pub(crate) mod disk;
 pub(crate) mod mount;
 pub(crate) mod storage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use dunlin_qemu::DiskSource;
@@ -64,6 +64,16 @@ pub(crate) struct Scsi {
 /// Where a disk appears in the guest once it is mounted.
 pub(crate) fn mount_point(slot: Slot) -> String {
     format!("/run/mounts/scsi/{}_{}_0", slot.controller(), slot.lun())
+}
+
+/// A mirrored disk and who uses it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MirroredUse {
+    /// The same on both hosts, in order.
+    pub(crate) volumes: Vec<ReservationId>,
+    /// On this host.
+    pub(crate) path: PathBuf,
+    pub(crate) keeper: Keeper,
 }
 
 /// What becomes of a disk when one of its users lets go.
@@ -264,23 +274,19 @@ impl Scsi {
         }
     }
 
-    /// Of these uses of disks those whose bytes are copied in a move, each disk once, with its file here.
-    pub(crate) fn mirrored_of<'a>(
-        &self,
-        uses: impl Iterator<Item = &'a ReservationId>,
-    ) -> Vec<(ReservationId, PathBuf)> {
-        let mut of_slots = BTreeMap::new();
-        for id in uses {
-            let Some(slot) = self.reservations.get(id) else { continue };
-            let Some(disk) = self.disks.get(slot).filter(|disk| disk.is_mirrored()) else { continue };
-            let Some(path) = &disk.path else { continue };
-            // Both hosts call it by the lowest.
-            let known = of_slots.entry(*slot).or_insert_with(|| (id.clone(), path.clone()));
-            if *id < known.0 {
-                known.0 = id.clone();
-            }
-        }
-        of_slots.into_values().collect()
+    /// Of these uses of disks those whose bytes are copied in a move, each disk once.
+    pub(crate) fn mirrored_of<'a>(&self, uses: impl Iterator<Item = &'a ReservationId>) -> Vec<MirroredUse> {
+        let slots: BTreeSet<Slot> = uses.filter_map(|id| self.reservations.get(id).copied()).collect();
+        let mirrored = slots.into_iter().filter_map(|slot| {
+            let disk = self.disks.get(&slot).filter(|disk| disk.is_mirrored())?;
+            Some(MirroredUse { volumes: self.uses_of(slot), path: disk.path.clone()?, keeper: disk.keeper })
+        });
+        mirrored.collect()
+    }
+
+    /// In order.
+    pub(crate) fn uses_of(&self, slot: Slot) -> Vec<ReservationId> {
+        self.reservations.iter().filter(|(_, used)| **used == slot).map(|(id, _)| id.clone()).collect()
     }
 
     pub(crate) fn disk(&self, slot: Slot) -> Option<&Disk> {
@@ -425,8 +431,10 @@ mod tests {
         let (one, slot) = plugged(&mut scsi, volume());
         let (two, same) = plugged(&mut scsi, volume());
         assert_eq!(slot, same);
-        let lowest = one.clone().min(two.clone());
-        assert_eq!(scsi.mirrored_of([&two, &one].into_iter()), [(lowest, PathBuf::from("/v"))]);
+        let mut volumes = vec![one.clone(), two.clone()];
+        volumes.sort();
+        let (path, keeper) = (PathBuf::from("/v"), Keeper::Host);
+        assert_eq!(scsi.mirrored_of([&two, &one].into_iter()), [MirroredUse { volumes, path, keeper }]);
         for other in [
             volume().with_filesystem(""),
             Disk::image("/v".into(), 8192, "sha256:a".into()).with_filesystem("ext4"),
