@@ -77,7 +77,7 @@ fn cancelled_at_last(lab: &Lab, from: Host, id: &str) -> bool {
 /// On each host its own.
 const DIRECTORY: &str = "/run/e2e-oracle";
 /// What each oracle has to have written at least, a move, for this to prove anything.
-const WRITES_A_MOVE: u64 = 128;
+const WRITES_A_MOVE: u64 = 64;
 
 /// Makes the volume's image on host a.
 fn make_volume(lab: &Lab) -> PathBuf {
