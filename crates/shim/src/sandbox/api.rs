@@ -324,8 +324,8 @@ impl Sandbox {
             tokio::spawn(async move {
                 // A move that is under way fails, and ends what it had brought.
                 sandbox.mover.machine_exited("the sandbox was stopped".to_owned());
-                if let Some(vm) = machine {
-                    vm.stop().await;
+                if let Err(error) = sandbox.end_machine(machine).await {
+                    tracing::error!(%error, "the sandbox is stopped all the same");
                 }
                 for (id, exec_id) in running {
                     sandbox.report_exit(&id, &exec_id, exits::killed());
@@ -463,13 +463,17 @@ impl Sandbox {
     /// Learns of the sandbox's end, or that it has not ended after all, wherever that was decided.
     pub(crate) fn note_machine(&self) {
         let over = self.over();
-        let ended = match &self.inner().machine {
+        let inner = self.inner();
+        let ended = match &inner.machine {
+            // Taken out, and not seen gone.
+            Machine::MovedAway { .. } | Machine::Gone { .. } if inner.ending.is_some() => return,
             Machine::Gone { .. } if self.api.stopping.load(Ordering::Relaxed) => return,
             Machine::MovedAway { .. } | Machine::Gone { .. } => Some(0),
             Machine::Absent | Machine::Imported | Machine::Preparing if over => Some(KILLED),
             Machine::Absent | Machine::Imported | Machine::Preparing => return,
             Machine::Starting | Machine::Running(_) | Machine::Incoming(_) => None,
         };
+        drop(inner);
         match ended {
             Some(code) => self.api.end(code),
             None => {

@@ -274,7 +274,9 @@ impl Sandbox {
             Ok(vm) => {
                 let running = self.inner().set_machine(state::Op::Up, Machine::Running(Arc::clone(&vm)));
                 if let Err(stopped) = running {
-                    vm.stop().await;
+                    if let Err(error) = vm.stop().await {
+                        tracing::error!(%error, "a machine that nobody wants");
+                    }
                     return Err(stopped.into());
                 }
                 self.watch_machine(&vm);

@@ -56,7 +56,7 @@ use crate::pod::Pod;
 use crate::process::Process;
 use crate::rootfs::store::Store;
 use crate::service::events::Publisher;
-use crate::vm::{Vm, state};
+use crate::vm::{StillThere, Vm, state};
 use crate::volume::Copies;
 use error::SandboxError;
 use exits::Gate;
@@ -98,6 +98,21 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Its handle, when there is a QEMU.
+    fn into_vm(self) -> Option<Arc<Vm>> {
+        match self {
+            Machine::Running(vm) | Machine::Incoming(vm) => Some(vm),
+            Machine::Absent
+            | Machine::Starting
+            | Machine::Imported
+            | Machine::Preparing
+            | Machine::MovedAway { .. }
+            | Machine::Gone { .. } => None,
+        }
+    }
+}
+
 /// Everything that changes.
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -110,6 +125,8 @@ pub(crate) struct Inner {
     /// The guest stands still for the last phase of a move.
     pub(crate) blackout: bool,
     pub(crate) imported: Option<saving::Imported>,
+    /// A machine that was taken out, until QEMU is seen to be gone.
+    pub(crate) ending: Option<Arc<Vm>>,
     /// On a source: how the move that is being prepared is to go.
     pub(crate) transfer: Option<moving::options::TransferOptions>,
 }
@@ -230,6 +247,7 @@ impl Sandbox {
                 containers: BTreeMap::new(),
                 blackout: false,
                 imported: None,
+                ending: None,
                 transfer: None,
             }),
             booting: tokio::sync::Mutex::new(()),
@@ -267,25 +285,43 @@ impl Sandbox {
 
     /// Stops the machine and removes the sandbox's files.
     pub(crate) async fn close(self: Arc<Self>) {
-        self.stop_machine("the shim was shut down").await;
+        if let Err(error) = self.stop_machine("the shim was shut down").await {
+            tracing::error!(%error, "the shim ends all the same");
+        }
         self.wires.take_off_all().await;
         clear_scratch(&self.config, &self.directory, &self.namespace, &self.id);
         let _ = tokio::fs::remove_dir_all(self.directory.path()).await;
     }
 
-    /// Takes the machine out of the sandbox and ends it. Nothing to end is no error.
-    pub(crate) async fn stop_machine(&self, reason: &str) {
-        let machine = {
+    /// Takes the machine out of the sandbox and ends it. Nothing to end is no error. Ok: there is no QEMU any more.
+    pub(crate) async fn stop_machine(&self, reason: &str) -> Result<(), StillThere> {
+        let vm = {
             let mut inner = self.inner();
+            let gone = Machine::Gone { reason: reason.to_owned() };
             match &inner.machine {
-                Machine::MovedAway { .. } | Machine::Gone { .. } => return,
-                _ => inner.set_machine(state::Op::End, Machine::Gone { reason: reason.to_owned() }),
+                Machine::MovedAway { .. } | Machine::Gone { .. } => None,
+                _ => inner.set_machine(state::Op::End, gone).ok().and_then(Machine::into_vm),
             }
         };
-        if let Ok(Machine::Running(vm) | Machine::Incoming(vm)) = machine {
-            vm.stop().await;
+        self.end_machine(vm).await
+    }
+
+    /// Ends a machine that was taken out of the sandbox, and with it one that an earlier attempt could not end.
+    pub(crate) async fn end_machine(&self, vm: Option<Arc<Vm>>) -> Result<(), StillThere> {
+        let vm = {
+            let mut inner = self.inner();
+            if let Some(vm) = vm {
+                inner.ending = Some(vm);
+            }
+            inner.ending.clone()
+        };
+        if let Some(vm) = vm {
+            vm.stop().await?;
+            let ended = |present: &Arc<Vm>| Arc::ptr_eq(present, &vm);
+            drop(self.inner().ending.take_if(|present| ended(present)));
         }
         self.note_machine();
+        Ok(())
     }
 
     /// QEMU ended by itself: every process in it has ended.

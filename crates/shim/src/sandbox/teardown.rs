@@ -94,7 +94,9 @@ impl Sandbox {
         }
         if last {
             // Its disks and its state in the guest go with the machine.
-            self.stop_machine("its last container was deleted").await;
+            if let Err(error) = self.stop_machine("its last container was deleted").await {
+                tracing::error!(id, %error, "the container is deleted all the same");
+            }
         }
         let running = self.inner().running_machine();
         let shares = match &running {

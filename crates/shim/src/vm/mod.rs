@@ -82,6 +82,17 @@ pub(crate) enum VmError {
     Disk { slot: Slot, path: PathBuf, source: std::io::Error },
 }
 
+/// QEMU was killed, and the system has not ended it.
+#[derive(Debug, Error)]
+#[error(
+    "QEMU (process {pid}) was killed and has not ended within {} s: the system waits for something in its name, most likely \
+     storage (/proc/{pid}/stack says for what); call again when that is back",
+    KILL_DEADLINE.as_secs()
+)]
+pub(crate) struct StillThere {
+    pid: i32,
+}
+
 impl VmError {
     pub(crate) fn code(&self) -> Code {
         use dunlin_bridge::hresult::HResult;
@@ -309,20 +320,31 @@ impl Vm {
         Ok(())
     }
 
-    /// Ends the machine. Afterwards QEMU is gone.
-    pub(crate) async fn stop(&self) {
+    /// Ends the machine. Ok: QEMU is gone. May be repeated.
+    pub(crate) async fn stop(&self) -> Result<(), StillThere> {
         self.bridge.close();
         self.link.clone().close().await;
-        let mut exited = self.qemu.exited();
-        // A refused quit ends in the kill below.
+        // A refused quit ends in a kill.
         let _ = tokio::time::timeout(STOP_GRACE, self.qemu.quit()).await;
-        if tokio::time::timeout(STOP_GRACE, exited.wait_for(Option::is_some)).await.is_err() {
-            self.qemu.kill();
-            if tokio::time::timeout(KILL_DEADLINE, exited.wait_for(Option::is_some)).await.is_err() {
-                tracing::error!(pid = self.qemu.pid(), "QEMU does not end");
-            }
+        match see_gone(self.qemu.exited(), || self.qemu.kill()).await {
+            true => Ok(()),
+            false => Err(StillThere { pid: self.qemu.pid() }),
         }
     }
+}
+
+/// Waits for the end of a process that was asked to end, and kills one that does not. Whether it is gone.
+async fn see_gone<R>(mut exited: watch::Receiver<Option<R>>, kill: impl FnOnce()) -> bool {
+    for (wait, kill) in [(STOP_GRACE, None), (KILL_DEADLINE, Some(kill))] {
+        if let Some(kill) = kill {
+            kill();
+        }
+        // Without a sender nobody will ever say so.
+        if let Ok(Ok(_)) = tokio::time::timeout(wait, exited.wait_for(Option::is_some)).await {
+            return true;
+        }
+    }
+    false
 }
 
 /// The guest dials the bridge whenever it has no connection.
@@ -372,4 +394,35 @@ async fn watch_end(
     };
     bridge.close();
     ended.send_replace(Some(report));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_is_gone_when_its_process_was_seen_to_end_and_not_before() {
+        let kills = Cell::new(0);
+        let kill = || kills.set(kills.get() + 1);
+        let (sender, exited) = watch::channel(Some(()));
+        assert!(see_gone(exited.clone(), kill).await);
+        assert_eq!(kills.get(), 0, "it has ended by itself");
+
+        sender.send_replace(None);
+        let end = || {
+            sender.send_replace(Some(()));
+        };
+        assert!(see_gone(exited.clone(), end).await, "it ends when it is killed");
+
+        sender.send_replace(None);
+        assert!(!see_gone(exited.clone(), kill).await, "not even then");
+        assert_eq!(kills.get(), 1);
+
+        drop(sender);
+        assert!(!see_gone(exited, kill).await, "nobody has seen it end");
+        let text = StillThere { pid: 7 }.to_string();
+        assert!(text.contains("process 7") && text.contains("/proc/7/stack"), "{text}");
+    }
 }

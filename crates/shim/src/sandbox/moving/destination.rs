@@ -92,7 +92,7 @@ impl Sandbox {
             Ok(vm) => {
                 let receiving = self.inner().set_machine(state::Op::Up, Machine::Incoming(Arc::clone(&vm)));
                 if let Err(ended) = receiving {
-                    vm.stop().await;
+                    self.end_machine(Some(vm)).await.map_err(|error| Refusal::unknown(error.to_string()))?;
                     return Err(Refusal::precondition(ended.to_string()));
                 }
                 self.watch_machine(&vm);
@@ -251,8 +251,9 @@ impl Sandbox {
             // It may have been completing just then, which opens them.
             self.shut_wires();
         }
-        self.stop_machine("the move to this host was cancelled").await;
-        Ok(Cancelled::InTime)
+        let ended = self.stop_machine("the move to this host was cancelled").await;
+        // What is not seen gone may be told to run yet: it is not called cancelled.
+        ended.map(|()| Cancelled::InTime).map_err(|error| Refusal::unknown(error.to_string()))
     }
 
     /// Lets the machine run; the bridge and the streams are connected behind it. `handoff`: where the source's streams

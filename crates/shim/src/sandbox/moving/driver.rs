@@ -182,11 +182,11 @@ impl Driver {
                 let session =
                     self.sandbox.mover.session().active().map(|(id, ..)| id.to_string()).unwrap_or_default();
                 self.task(epoch, move |sandbox| async move {
-                    match side {
+                    let ended = match side {
                         Side::Source => sandbox.move_away(session).await,
                         Side::Destination => sandbox.stop_machine("the move to this host was stopped").await,
-                    }
-                    Completion::Stopped(Ok(()))
+                    };
+                    Completion::Stopped(ended.map_err(|error| Refusal::unknown(error.to_string())))
                 });
             }
             Effect::AbortMigrated { epoch: _ } => self.sandbox.abort_migrated(),

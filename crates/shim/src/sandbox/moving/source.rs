@@ -13,7 +13,7 @@ use crate::controller::Transitions;
 use crate::hold::Hold;
 use crate::sandbox::exits::Gate;
 use crate::sandbox::{Machine, Sandbox};
-use crate::vm::state;
+use crate::vm::{StillThere, state};
 
 impl Sandbox {
     /// Checks that the machine can move and sets QEMU up for it.
@@ -63,8 +63,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// The task is another host's now: the machine ends here without an exit.
-    pub(super) async fn move_away(&self, session: String) {
+    /// The task is another host's now: the machine ends here without an exit, or has ended without one. May be repeated.
+    pub(super) async fn move_away(&self, session: String) -> Result<(), StillThere> {
         self.gate.send_replace(Gate::Shut);
         self.leave_wires();
         let machine = {
@@ -82,10 +82,9 @@ impl Sandbox {
             }
             machine
         };
-        if let Ok(Machine::Running(vm)) = machine {
-            vm.stop().await;
-            self.leave_volumes().await;
-        }
+        self.end_machine(machine.ok().and_then(Machine::into_vm)).await?;
+        self.leave_volumes().await;
+        Ok(())
     }
 }
 
