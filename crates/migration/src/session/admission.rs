@@ -21,6 +21,8 @@
 //! * Again with the *other* action it is refused: an "ok" there would let a caller believe
 //!   that a running guest is stopped. Once STOP was asked for, RESUME is refused for good.
 //! * RESUME of a machine that is gone is refused; STOP of one is done at once.
+//! * A source's tasks end with its machine, unless its transfer completed: then whether they have ended is told by STOP
+//!   (they run elsewhere) or by RESUME with `destination_stopped` (they ended here), which is refused all the same.
 //! * It may be repeated after a failure, and what already runs is done; while one is carried out, a second is refused.
 //! * STOP of a cancelled destination whose machine still exists stops it.
 //! * STOP, Cancel or failure of a destination ends its containers with 137.
@@ -49,6 +51,8 @@ pub const ALREADY_RESUMED: &str = "this side was already resumed";
 /// In the message of a Cancel that came after the transfer had completed.
 pub const ALREADY_COMPLETED: &str = "the transfer had already completed";
 
+pub(super) const MACHINE_EXITED: &str =
+    "FinalizeSandbox(RESUME): the virtual machine has exited; FinalizeSandbox(STOP), then Cleanup";
 const EXPORT: &str = "PrepareAndExportSandbox";
 
 /// Most Cancel calls that wait for one cancellation.
@@ -318,15 +322,17 @@ fn finalize(view: View<'_>, action: Action, destination_stopped: bool) -> Result
         let nothing = matches!(of.machine, Machine::Absent | Machine::Gone);
         return Ok(if cancelled && nothing { Admission::Repeat } else { Admission::Begin });
     }
-    if of.machine == Machine::Gone {
-        return Err(Refusal::precondition(
-            "FinalizeSandbox(RESUME): the virtual machine has exited; FinalizeSandbox(STOP), then Cleanup",
-        ));
-    }
     if of.stopping {
         return Err(Refusal::precondition(
             "FinalizeSandbox(RESUME): STOP was asked for and may still take effect; repeat STOP",
         ));
+    }
+    if of.machine == Machine::Gone {
+        // Who vouches for the destination says with it where the tasks have ended.
+        return match of.side == Side::Source && destination_stopped {
+            true => Ok(Admission::Begin),
+            false => Err(Refusal::precondition(MACHINE_EXITED)),
+        };
     }
     match of.side {
         Side::Source if of.completed && !destination_stopped => Err(Refusal::precondition(

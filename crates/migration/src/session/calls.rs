@@ -3,7 +3,7 @@
 use dunlin_wire::Any;
 use dunlin_wire::handover::Stream;
 
-use super::admission::{Admission, admit};
+use super::admission::{Admission, MACHINE_EXITED, admit};
 use super::state::{Arrival, Ending, Export, Move, Pending, Roster, State, Streams};
 use super::{
     Action, Answer, Call, CallId, Effect, Machine, Out, Session, Side, StateId, notify, own_failure,
@@ -79,7 +79,12 @@ impl Session {
                     other => self.state = other,
                 }
             }
-            Call::Finalize { action, handoff, .. } => self.finalize(now, id, action, handoff, out),
+            Call::Finalize { action, destination_stopped, handoff, .. } => {
+                if let Some(of) = self.state.of_mut() {
+                    of.alone |= of.side == Side::Source && action == Action::Resume && destination_stopped;
+                }
+                self.finalize(now, id, action, handoff, out);
+            }
             Call::Cancel { .. } => self.cancel(now, vec![id], out),
             Call::Cleanup { .. } => {
                 self.forget(out);
@@ -110,6 +115,7 @@ impl Session {
                 Side::Destination => Machine::Absent,
             },
             completed: false,
+            alone: false,
             stopping: false,
             blackout: None,
             streams: Streams::default(),
@@ -145,12 +151,19 @@ impl Session {
         match (action, of.side) {
             (Action::Stop, side) => {
                 of.stopping = true;
-                if matches!(of.machine, Machine::Absent | Machine::Gone) {
+                // What is left of a source that left is closed to its tasks, machine or not.
+                if matches!(of.machine, Machine::Absent | Machine::Gone) && !of.left() {
                     out.push(Effect::Reply(id, Ok(Answer::Empty)));
                     self.ended(Action::Stop, out);
                     return;
                 }
                 out.push(Effect::StopVm { epoch: of.epoch, side });
+            }
+            (Action::Resume, Side::Source) if of.machine == Machine::Gone => {
+                // Admitted for the word that comes with it: the tasks run nowhere, and have ended here.
+                out.push(Effect::Thaw { epoch: of.epoch });
+                out.push(Effect::Reply(id, Err(Refusal::precondition(MACHINE_EXITED))));
+                return;
             }
             (Action::Resume, Side::Source) => {
                 out.push(Effect::ResumeSource { epoch: of.epoch, rebuild: of.blackout.is_some() });
@@ -244,6 +257,9 @@ impl Session {
             // Nothing of the guest has moved: only its API was closed.
             out.push(Effect::Thaw { epoch: of.epoch });
             of.machine = Machine::Running;
+        }
+        if of.died_here() {
+            out.push(Effect::Thaw { epoch: of.epoch });
         }
         out.push(Effect::CloseSockets { epoch: of.epoch });
         if of.side == Side::Destination && matches!(of.machine, Machine::Absent | Machine::Gone) {

@@ -144,7 +144,7 @@ impl Session {
     fn rethaw(&self, out: &mut Out) {
         if let Some(of) = self.state.of()
             && of.side == Side::Source
-            && of.machine == Machine::Running
+            && (of.machine == Machine::Running || of.died_here())
         {
             out.push(Effect::Thaw { epoch: of.epoch });
         }
@@ -272,6 +272,9 @@ impl Session {
                     };
                     out.push(Effect::AbortMigrated { epoch: of.epoch });
                 }
+                if of.died_here() {
+                    out.push(Effect::Thaw { epoch: of.epoch });
+                }
                 out.push(Effect::CloseSockets { epoch: of.epoch });
                 notify(&of, Phase::Failed, PhaseState::Cancelled, Detail::None, out);
                 self.state = State::Cancelled { of, ending: None };
@@ -393,7 +396,11 @@ impl Session {
                         out.push(Effect::AbortMigrated { epoch: of.epoch });
                     }
                 }
-                // A source whose transfer completed has nothing more to give: the move goes on without it.
+                // A source whose transfer completed has nothing more to give: the move goes on without it, and says
+                // what has become of its tasks.
+                if let Some(of) = self.state.of().filter(|of| of.died_here()) {
+                    out.push(Effect::Thaw { epoch: of.epoch });
+                }
             }
             StateId::SourcePrepared
             | StateId::SourceExported

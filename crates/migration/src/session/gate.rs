@@ -106,7 +106,11 @@ fn open(view: View<'_>) -> bool {
 
 fn ended(view: View<'_>) -> bool {
     match view.machine() {
-        Some(Machine::Gone) => true,
+        // Of a source that left, its tasks run elsewhere until somebody says that they do not.
+        Some(Machine::Gone) => match view.state.of() {
+            Some(of) if of.left() => view.id() == StateId::Finalized,
+            Some(_) | None => true,
+        },
         // Cancelled or failed before it had a machine: its containers are aborted.
         Some(Machine::Absent) => {
             matches!(view.id(), StateId::Cancelled | StateId::Failed | StateId::Finalized)

@@ -332,7 +332,8 @@ pub enum Effect {
         /// Whose sockets.
         epoch: Epoch,
     },
-    /// Source: undo the freeze of InitializeSource and Save. Repeats do nothing.
+    /// Source: undo the freeze of InitializeSource and Save; exits are reported again, those of a machine that is gone too.
+    /// Repeats do nothing.
     Thaw {
         /// Whose freeze.
         epoch: Epoch,

@@ -15,8 +15,8 @@
 //! changes nothing in the present one.
 //!
 //! What no order of calls brings about: a source that runs after its transfer completed without
-//! somebody's word that the destination is stopped; a destination that runs before its own transfer
-//! completed, or after a STOP; a wait without a deadline.
+//! somebody's word that the destination is stopped; a source that calls its tasks ended without that word; a destination
+//! that runs before its own transfer completed, or after a STOP; a wait without a deadline.
 
 mod admission;
 mod calls;
@@ -138,6 +138,11 @@ impl Session {
     /// May this Task call be carried out now?
     pub fn gate(&self, call: TaskCall) -> Result<(), Refusal> {
         gate(self.view(), call)
+    }
+
+    /// Its tasks run on another host, or may: what becomes of the machine here is no end of theirs.
+    pub fn left(&self) -> bool {
+        self.state.of().is_some_and(state::Move::left)
     }
 
     /// The active session.

@@ -102,11 +102,25 @@ pub(super) struct Move {
     /// This side's transfer was complete at some time. Never unset: a source for which it holds
     /// may have a twin.
     pub(super) completed: bool,
+    /// A source was told that it has none: the destination is stopped, and cannot run. Never unset.
+    pub(super) alone: bool,
     /// A STOP was asked for. Never unset: a late stop must not meet a guest that runs again.
     pub(super) stopping: bool,
     /// Since when the guest is paused, as seen from here.
     pub(super) blackout: Option<Moment>,
     pub(super) streams: Streams,
+}
+
+impl Move {
+    /// Its tasks run elsewhere, or may: whether their end here is one is not known here.
+    pub(super) fn left(&self) -> bool {
+        self.side == Side::Source && self.completed && !self.alone
+    }
+
+    /// A source whose machine is gone, and with it, for certain, its tasks.
+    pub(super) fn died_here(&self) -> bool {
+        self.side == Side::Source && self.machine == Machine::Gone && !self.left()
+    }
 }
 
 /// A call that is answered later, and until when.

@@ -90,8 +90,10 @@ fn an_exit_of_the_machine_has_a_way_out_of_every_row() {
         }
         if before != S::Idle {
             assert_eq!(bench.session.view().machine(), Some(Machine::Gone), "{name}");
+            // What may run elsewhere is not put away here, before somebody says that it may be.
+            let undecided = bench.session.left() && before != S::Finalized;
             for call in TaskCall::ALL {
-                let put_away = matches!(call, TaskCall::Kill | TaskCall::Delete);
+                let put_away = matches!(call, TaskCall::Kill | TaskCall::Delete) && !undecided;
                 let looks = matches!(
                     call,
                     TaskCall::State
@@ -105,8 +107,13 @@ fn an_exit_of_the_machine_has_a_way_out_of_every_row() {
             }
         }
         if !matches!(bench.id(), S::Idle | S::Finalized) {
+            let left = bench.session.left();
             let (_, effects) = bench.finalize(Action::Resume, true);
+            let thaws = effects.iter().any(|effect| matches!(effect, Effect::Thaw { .. }));
+            assert!(thaws || !left, "{name}: what was held back is told");
             assert!(play(&mut bench, effects).iter().all(|(_, reply)| reply.is_err()), "{name}");
+            assert!(!bench.session.left(), "{name}");
+            assert_eq!(bench.session.gate(TaskCall::Delete), Ok(()), "{name}");
             let (id, effects) = bench.finalize(Action::Stop, false);
             let replies = play(&mut bench, effects);
             assert_eq!(replies, [(id, Ok(Answer::Empty))], "{name}");
@@ -114,5 +121,31 @@ fn an_exit_of_the_machine_has_a_way_out_of_every_row() {
         let (id, effects) = bench.call(Call::Cleanup { session: sid() });
         assert_eq!(play(&mut bench, effects), [(id, Ok(Answer::Empty))], "{name}");
         assert_eq!(bench.id(), S::Idle, "{name}");
+    }
+}
+
+/// A source's machine may exit at any time: its tasks' ends are told unless they may go on elsewhere, and then dropped at
+/// STOP, machine or not.
+#[test]
+fn ends_are_told_of_no_task_that_may_run_elsewhere() {
+    for (name, before, mut bench) in rows() {
+        if before == S::Idle || bench.session.active().unwrap().2 == Side::Destination {
+            continue;
+        }
+        let (left, decided) = (bench.session.left(), before == S::Finalized);
+        let thaws = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Thaw { .. }));
+        let mut thawed = thaws(&bench.session.step(bench.now, Event::VmExited).into_vec());
+        if before == S::Cancelling {
+            // Its own end tells first whether the transfer had completed.
+            assert!(!thawed, "{name}");
+            thawed = thaws(&bench.done(Completion::CancelDone(Err(Refusal::unknown("QEMU ended")))));
+        }
+        assert_eq!(thawed, !left && !decided, "{name}");
+        if left && !decided {
+            let (id, effects) = bench.finalize(Action::Stop, false);
+            assert!(effects.iter().any(|effect| matches!(effect, Effect::StopVm { .. })), "{name}");
+            assert_eq!(play(&mut bench, effects), [(id, Ok(Answer::Empty))], "{name}");
+            assert!(!bench.session.left() || bench.id() == S::Finalized, "{name}");
+        }
     }
 }

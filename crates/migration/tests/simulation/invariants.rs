@@ -38,6 +38,20 @@ pub(crate) fn who_runs_there_has_this_transfer_s_handoff(world: &World) {
     }
 }
 
+/// Invariant 3: a task has ended when it runs nowhere, and not before.
+pub(crate) fn no_end_is_told_of_what_runs_elsewhere(world: &World) {
+    let runs = world.source.told_the_end() && world.destination.vm == Vm::Running;
+    assert!(!runs, "no_end_is_told_of_what_runs_elsewhere\n{}", world.trace());
+}
+
+/// Invariant 3: nor is the end of what ran nowhere else kept back.
+pub(crate) fn every_end_is_told(world: &World) {
+    let source = &world.source;
+    let lost = source.alive && source.crashed && !world.destination.ever_ran && world.phase().is_final();
+    let told = source.told_the_end();
+    assert!(!lost || told, "every_end_is_told: {:?}\n{}", source.exits, world.trace());
+}
+
 /// Invariant 4: whoever waited was told, and no state that should pass stayed.
 pub(crate) fn every_wait_ends(world: &World) {
     let phase = world.phase();

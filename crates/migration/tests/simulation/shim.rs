@@ -22,6 +22,15 @@ pub(crate) enum Vm {
     Dead,
 }
 
+/// Whether a source tells of its tasks' ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exits {
+    Told,
+    Held,
+    /// They are another host's.
+    Dropped,
+}
+
 pub(crate) type Reply = Result<Answer, dunlin_migration::refusal::Refusal>;
 
 pub(crate) struct Shim {
@@ -31,6 +40,7 @@ pub(crate) struct Shim {
     pub(crate) alive: bool,
     /// A fault took the machine.
     pub(crate) crashed: bool,
+    pub(crate) exits: Exits,
     pub(crate) ever_ran: bool,
     pub(crate) stopped_on_purpose: bool,
     /// This side of the transfer is complete.
@@ -64,6 +74,7 @@ impl Shim {
             },
             alive: true,
             crashed: false,
+            exits: Exits::Told,
             ever_ran: false,
             stopped_on_purpose: false,
             complete: false,
@@ -72,6 +83,17 @@ impl Shim {
             wake: None,
             last_call: 0,
         }
+    }
+
+    pub(crate) fn thaw(&mut self) {
+        if self.exits == Exits::Held {
+            self.exits = Exits::Told;
+        }
+    }
+
+    /// A source that lost its machine, and told everybody that its tasks have ended.
+    pub(crate) fn told_the_end(&self) -> bool {
+        self.alive && self.crashed && self.exits == Exits::Told
     }
 
     pub(crate) fn call(&mut self, now: Moment, call: Call, script: usize) -> Vec<Effect> {

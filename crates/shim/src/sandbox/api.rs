@@ -24,7 +24,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::error::{Code, SandboxError};
-use super::{Machine, Sandbox, bundle, exits};
+use super::{Machine, Sandbox, bundle};
 use crate::config::Config;
 use crate::vm::{Vm, state, stats};
 
@@ -180,6 +180,8 @@ pub(crate) struct Record {
     ended: watch::Sender<Option<Ended>>,
     /// StopSandbox has taken the machine and says itself when it is gone.
     stopping: AtomicBool,
+    /// The machine has died; whoever saw it says so as soon as its tasks' ends are this host's to tell.
+    dying: AtomicBool,
 }
 
 impl Record {
@@ -189,6 +191,7 @@ impl Record {
             made: Mutex::new(None),
             ended: watch::Sender::new(None),
             stopping: AtomicBool::new(false),
+            dying: AtomicBool::new(false),
         }
     }
 
@@ -217,6 +220,17 @@ impl Record {
             }
             first
         });
+    }
+
+    /// The machine is gone, by itself; whether the sandbox has ended is not known yet.
+    pub(super) fn dies(&self) {
+        self.dying.store(true, Ordering::Relaxed);
+    }
+
+    /// And it has.
+    pub(super) fn died(&self) {
+        self.end(KILLED);
+        self.dying.store(false, Ordering::Relaxed);
     }
 
     /// What CreateSandbox said of the sandbox; empty without one.
@@ -327,8 +341,16 @@ impl Sandbox {
                 if let Err(error) = sandbox.end_machine(machine).await {
                     tracing::error!(%error, "the sandbox is stopped all the same");
                 }
-                for (id, exec_id) in running {
-                    sandbox.report_exit(&id, &exec_id, exits::killed());
+                let stopped = Arc::clone(&sandbox);
+                let reports = async move {
+                    if stopped.owns_exits().await {
+                        stopped.report_killed(running);
+                    }
+                };
+                match sandbox.mover.left() {
+                    // What its tasks' end is, the move says later.
+                    true => drop(tokio::spawn(reports)),
+                    false => reports.await,
                 }
                 sandbox.api.end(0);
             });
@@ -468,6 +490,7 @@ impl Sandbox {
             // Taken out, and not seen gone.
             Machine::MovedAway { .. } | Machine::Gone { .. } if inner.ending.is_some() => return,
             Machine::Gone { .. } if self.api.stopping.load(Ordering::Relaxed) => return,
+            Machine::Gone { .. } if self.api.dying.load(Ordering::Relaxed) => return,
             Machine::MovedAway { .. } | Machine::Gone { .. } => Some(0),
             Machine::Absent | Machine::Imported | Machine::Preparing if over => Some(KILLED),
             Machine::Absent | Machine::Imported | Machine::Preparing => return,
@@ -499,6 +522,8 @@ impl Sandbox {
             Machine::Imported | Machine::Preparing | Machine::Incoming(_) => Standing::Arriving,
             Machine::Starting => Standing::Starting,
             Machine::MovedAway { .. } => Standing::MovedAway,
+            // Its tasks may run elsewhere: until that is said, it is on its way.
+            Machine::Gone { .. } if moving && !over => Standing::Migrating,
             Machine::Gone { .. } => Standing::Stopped,
             Machine::Absent if over => Standing::Stopped,
             Machine::Absent if arriving => Standing::Arriving,

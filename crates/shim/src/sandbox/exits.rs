@@ -2,7 +2,8 @@
 //!
 //! While a move is under way both hosts may learn of an exit: the source before the switchover, the
 //! destination after it, from the guest's own record. The gate decides: held while moving, open again
-//! after a roll-back, shut for good when the task is another host's.
+//! after a roll-back, shut for good when the task is another host's. The end of a machine goes through it as well: a source
+//! that dies after its state was complete elsewhere has ended no task.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -66,10 +67,8 @@ impl Sandbox {
                     Exit { code: 255, at: SystemTime::now() }
                 }
             };
-            let mut gate = sandbox.gate.subscribe();
-            match gate.wait_for(|gate| *gate != Gate::Held).await.map(|gate| *gate) {
-                Ok(Gate::Open) => {}
-                Ok(Gate::Held | Gate::Shut) | Err(_) => return,
+            if !sandbox.owns_exits().await {
+                return;
             }
             if exec_id == INIT {
                 // Whoever is told of the end looks for it.
@@ -80,6 +79,20 @@ impl Sandbox {
                 sandbox.report_exit(&id, &exec_id, exit);
             }
         });
+    }
+
+    /// Whether exits are this host's to report. While a move is under way nobody knows, and this waits.
+    pub(super) async fn owns_exits(&self) -> bool {
+        let mut gate = self.gate.subscribe();
+        let decided = gate.wait_for(|gate| *gate != Gate::Held).await.map(|gate| *gate);
+        matches!(decided, Ok(Gate::Open))
+    }
+
+    /// What ran in a machine that is gone. Container id, exec id.
+    pub(super) fn report_killed(&self, running: Vec<(String, String)>) {
+        for (id, exec_id) in running {
+            self.report_exit(&id, &exec_id, killed());
+        }
     }
 
     /// Records and publishes an end; the second of the same process is nobody's news.

@@ -285,6 +285,10 @@ impl Sandbox {
 
     /// Stops the machine and removes the sandbox's files.
     pub(crate) async fn close(self: Arc<Self>) {
+        if self.mover.left() {
+            // The addresses are another host's.
+            self.leave_wires();
+        }
         if let Err(error) = self.stop_machine("the shim was shut down").await {
             tracing::error!(%error, "the shim ends all the same");
         }
@@ -324,8 +328,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// QEMU ended by itself: every process in it has ended.
-    pub(crate) fn machine_exited(&self, vm: &Arc<Vm>, report: &str) {
+    /// QEMU ended by itself: every process in it has ended, unless it runs elsewhere.
+    pub(crate) fn machine_exited(self: &Arc<Self>, vm: &Arc<Vm>, report: &str) {
         let mut inner = self.inner();
         let mine = match &inner.machine {
             Machine::Running(present) | Machine::Incoming(present) => Arc::ptr_eq(present, vm),
@@ -346,12 +350,19 @@ impl Sandbox {
             .collect();
         drop(inner);
         tracing::error!(report, "QEMU ended by itself");
-        self.api.end(exits::killed().code);
-        self.mover.machine_exited(report.to_owned());
-        if !received {
-            for (id, exec_id) in running {
-                self.report_exit(&id, &exec_id, exits::killed());
-            }
+        if received {
+            self.api.end(exits::killed().code);
+            self.mover.machine_exited(report.to_owned());
+            return;
         }
+        self.api.dies();
+        self.mover.machine_exited(report.to_owned());
+        let sandbox = Arc::clone(self);
+        tokio::spawn(async move {
+            if sandbox.owns_exits().await {
+                sandbox.api.died();
+                sandbox.report_killed(running);
+            }
+        });
     }
 }

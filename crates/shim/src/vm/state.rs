@@ -9,7 +9,7 @@
 //! | Preparing   | -        | Receiving | Imported   | -        | -         | -       | -         | Terminated | -    |
 //! | Receiving   | -        | -         | -          | -        | -         | Running | -         | Terminated | -    |
 //! | MovedAway   | -        | -         | -          | -        | -         | -       | =         | =          | -    |
-//! | Terminated  | Starting | -         | -          | -        | -         | -       | =         | =          | -    |
+//! | Terminated  | Starting | -         | -          | -        | -         | -       | MovedAway | =          | -    |
 //!
 //! A source's machine stays `Running` for the whole of a move, also while QEMU has it paused: the session says which
 //! calls it answers. A destination's is resumed by `run` and aborted by `end`.
@@ -80,8 +80,9 @@ impl Transitions for State {
             (State::Preparing, Op::Up) => Some(State::Receiving),
             (State::Preparing, Op::Failed) => Some(State::Imported),
             (State::Receiving | State::Running, Op::Run) => Some(State::Running),
-            (State::Running, Op::Leave) => Some(State::MovedAway),
-            (State::MovedAway | State::Terminated, Op::Leave | Op::End) => Some(self),
+            // It may have ended after its state was complete elsewhere.
+            (State::Running | State::Terminated | State::MovedAway, Op::Leave) => Some(State::MovedAway),
+            (State::MovedAway | State::Terminated, Op::End) => Some(self),
             (_, Op::End) => Some(State::Terminated),
             (State::Running, Op::Save) => Some(State::Running),
             _ => None,

@@ -33,7 +33,8 @@ impl World {
                 }
                 // At once, as closing a socket is.
                 Effect::CloseSockets { .. } => self.break_wire("a side closed its sockets"),
-                Effect::AbortMigrated { .. } | Effect::Thaw { .. } | Effect::EndNotifications { .. } => {}
+                Effect::Thaw { .. } => self.shim(side).thaw(),
+                Effect::AbortMigrated { .. } | Effect::EndNotifications { .. } => {}
                 work => {
                     let wait = self.delay();
                     self.later(wait, Item::Carry(side, work));
@@ -50,6 +51,10 @@ impl World {
         let fault = || Err(Refusal::unknown("it did not work"));
         let (epoch, completion) = match effect {
             Effect::InitializeSource { epoch, .. } => {
+                if !fails && self.source.vm != Vm::Dead {
+                    self.source.exits = Exits::Held;
+                }
+                let fails = fails || self.source.vm == Vm::Dead;
                 (epoch, Completion::VmInitialized(if fails { fault() } else { Ok(()) }))
             }
             Effect::Save { epoch } => {
@@ -93,6 +98,7 @@ impl World {
                 let dead = self.source.vm == Vm::Dead;
                 if !dead {
                     self.source.vm = Vm::Running;
+                    self.source.thaw();
                 }
                 (epoch, Completion::Resumed(if dead || fails { fault() } else { Ok(()) }))
             }
@@ -107,6 +113,9 @@ impl World {
                 (epoch, Completion::Resumed(if !loaded || fails { fault() } else { Ok(()) }))
             }
             Effect::StopVm { epoch, side } => {
+                if side == Side::Source {
+                    self.source.exits = Exits::Dropped;
+                }
                 if !fails {
                     let shim = self.shim(side);
                     if shim.vm != Vm::Dead {

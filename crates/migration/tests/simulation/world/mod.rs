@@ -24,7 +24,7 @@ use dunlin_wire::handover::Stream;
 use dunlin_wire::ids::{ContainerId, GuestPid, SandboxId, SessionId, Slot};
 
 use crate::invariants;
-use crate::shim::{Reply, Shim, Vm};
+use crate::shim::{Exits, Reply, Shim, Vm};
 
 /// What a world does to those who live in it. Chances are percents.
 #[derive(Debug, Clone, Default)]
@@ -231,6 +231,7 @@ impl World {
             assert!(event < 20_000, "every_wait_ends: the world does not come to rest\n{}", self.trace());
         }
         invariants::every_wait_ends(self);
+        invariants::every_end_is_told(self);
         invariants::cancel_leaves_source_running(self);
         invariants::the_end_is_what_it_says(self);
     }
@@ -239,6 +240,7 @@ impl World {
         invariants::at_most_one_running_copy(self);
         invariants::at_least_one_copy_survives(self);
         invariants::who_runs_there_has_this_transfer_s_handoff(self);
+        invariants::no_end_is_told_of_what_runs_elsewhere(self);
     }
 
     // Chance and time

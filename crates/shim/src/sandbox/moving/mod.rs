@@ -97,6 +97,11 @@ impl Mover {
         Some((id.to_string(), session.view().id(), side))
     }
 
+    /// Its tasks run on another host, or may: what becomes of the machine here is no end of theirs.
+    pub(crate) fn left(&self) -> bool {
+        self.session().left()
+    }
+
     fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }

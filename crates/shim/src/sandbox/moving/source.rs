@@ -37,11 +37,12 @@ impl Sandbox {
 
     /// Stops a transfer and sees the guest run again.
     pub(super) async fn cancel_source(&self, transfer: Option<Transfer>) -> Result<Cancelled, Refusal> {
-        let vm = self.inner().vm(&self.id).map_err(|error| refusal(&error))?;
         if let Some(transfer) = transfer {
+            // First, also without a machine: it says whether it completed.
             transfer.cancel.cancel();
             let _ = transfer.task.await;
         }
+        let vm = self.inner().vm(&self.id).map_err(|error| refusal(&error))?;
         match vm.qemu.migrate_cancel().await {
             Ok(()) => {}
             Err(QemuError::AlreadyCompleted) => return Ok(Cancelled::AlreadyCompleted),
