@@ -11,6 +11,12 @@ impl Moment {
         Moment(self.0.saturating_add(wait))
     }
 
+    /// The moment `ago` earlier; the clock's start, if that is later.
+    #[must_use]
+    pub fn before(self, ago: Duration) -> Moment {
+        Moment(self.0.saturating_sub(ago))
+    }
+
     /// Time from `earlier` to this; zero when it is the later one.
     pub fn since(self, earlier: Moment) -> Duration {
         self.0.saturating_sub(earlier.0)

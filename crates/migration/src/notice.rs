@@ -75,7 +75,8 @@ pub enum Detail {
         /// Of a source: for the destination's FinalizeSandbox(RESUME), unopened.
         handoff: Option<Any>,
     },
-    /// With [`Phase::BlackoutExited`]: how long this side's guest was seen paused.
+    /// With [`Phase::BlackoutExited`]: how long this side's guest was paused. With [`Phase::BlackoutStarted`]: for how long
+    /// already, when that was told.
     Blackout(Duration),
     /// With [`Phase::Failed`]: the cause in words.
     Cause(String),

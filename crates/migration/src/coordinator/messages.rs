@@ -325,8 +325,8 @@ pub struct Report {
     pub phase: Phase,
     /// Since its start.
     pub total: Duration,
-    /// Upper bound of the guest's pause, on this node's clock: from hearing the source's
-    /// BLACKOUT_STARTED to the end of the work that made a guest run again.
+    /// Upper bound of the guest's pause: what the source's BLACKOUT_STARTED says that it has lasted already, and on this
+    /// node's clock from hearing that to the end of the work that made a guest run again. No two hosts' clocks are compared.
     pub blackout: Option<Duration>,
     /// Guest memory sent, repeats included, bytes.
     pub memory_bytes: u64,

@@ -378,7 +378,14 @@ impl Coordinator {
         }
         match notice.phase {
             Told::BlackoutStarted => {
-                self.facts.blackout_since.get_or_insert(now);
+                let already = match notice.detail {
+                    Detail::Blackout(already) => already,
+                    // A source of another make does not say.
+                    Detail::None | Detail::Progress(_) | Detail::Complete { .. } | Detail::Cause(_) => {
+                        Duration::ZERO
+                    }
+                };
+                self.facts.blackout_since.get_or_insert(now.before(already));
                 transfer.blackout(now, &self.deadlines);
             }
             Told::Done => {

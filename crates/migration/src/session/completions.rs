@@ -41,14 +41,16 @@ impl Session {
                     notify(of, Phase::TransferInProgress, PhaseState::Success, detail, out);
                 }
             }
-            Completion::BlackoutStarted => {
-                let limit = now.after(self.limits.blackout);
+            Completion::BlackoutStarted { already } => {
+                let since = now.before(already);
+                let limit = since.after(self.limits.blackout);
                 if let Some(of) = self.state.of_mut() {
-                    of.blackout.get_or_insert(now);
+                    of.blackout.get_or_insert(since);
                 }
                 if let State::Transferring { of, deadline: deadline @ None } = &mut self.state {
                     *deadline = Some(limit);
-                    notify(of, Phase::BlackoutStarted, PhaseState::Success, Detail::None, out);
+                    let detail = Detail::Blackout(already);
+                    notify(of, Phase::BlackoutStarted, PhaseState::Success, detail, out);
                 }
             }
             Completion::TransferCompleted { progress, handoff } => {
@@ -108,7 +110,7 @@ impl Session {
             | Completion::VmCreated(Err(_))
             | Completion::SocketAdopted { result: Err(_), .. }
             | Completion::TransferProgressed(_)
-            | Completion::BlackoutStarted
+            | Completion::BlackoutStarted { .. }
             | Completion::TransferCompleted { .. }
             | Completion::TransferFailed(_)
             | Completion::TransferInDoubt(_)

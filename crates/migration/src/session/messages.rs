@@ -170,7 +170,10 @@ pub enum Completion {
     /// Any number of times after [`Effect::StartTransfer`].
     TransferProgressed(Progress),
     /// Source: the guest is paused for the switchover.
-    BlackoutStarted,
+    BlackoutStarted {
+        /// For so long already, by the VMM's own word.
+        already: Duration,
+    },
     /// Of [`Effect::StartTransfer`].
     TransferCompleted {
         /// The last reading.

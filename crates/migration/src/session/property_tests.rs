@@ -51,7 +51,7 @@ fn acts() -> impl Strategy<Value = Act> {
             Completion::ContainerPatched { source: cid("web"), result: end(ok).map(|()| GuestPid(1)) },
             Completion::VmCreated(end(ok)),
             Completion::SocketAdopted { stream: Stream::Memory, result: end(ok) },
-            Completion::BlackoutStarted,
+            Completion::BlackoutStarted { already: Duration::ZERO },
             Completion::TransferInDoubt(fault.clone()),
             Completion::CancelDone(end(ok).map(|()| Cancelled::InTime)),
             Completion::CancelDone(Ok(Cancelled::AlreadyCompleted)),

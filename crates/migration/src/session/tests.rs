@@ -337,12 +337,37 @@ fn a_silent_peer_cannot_hold_a_paused_guest() {
     let _ = bench.call(Call::AdoptSocket { session: sid(), stream: Stream::Memory });
     let _ = bench.done(Completion::SocketAdopted { stream: Stream::Memory, result: Ok(()) });
     let _ = bench.call(Call::Transfer { session: sid(), timeout: Duration::ZERO });
-    let _ = bench.done(Completion::BlackoutStarted);
+    let _ = bench.done(Completion::BlackoutStarted { already: Duration::ZERO });
     bench.now = bench.now.after(Limits::default().blackout);
     let effects = bench.session.step(bench.now, Event::Tick).into_vec();
     assert!(has(&effects, |e| matches!(e, Effect::CancelTransfer { .. })));
     let _ = play(&mut bench, effects);
     assert_eq!(bench.id(), StateId::Cancelled);
+}
+
+#[test]
+fn a_pause_is_counted_from_the_vmm_s_word_for_it() {
+    let mut bench = Bench::exported();
+    bench.now = bench.now.after(Duration::from_secs(9));
+    let _ = bench.call(Call::AdoptSocket { session: sid(), stream: Stream::Memory });
+    let _ = bench.done(Completion::SocketAdopted { stream: Stream::Memory, result: Ok(()) });
+    let _ = bench.call(Call::Transfer { session: sid(), timeout: Duration::ZERO });
+    let told = |effects: &[Effect], phase: Phase, detail: Detail| {
+        has(
+            effects,
+            |e| matches!(e, Effect::Notify { notice, .. } if notice.phase == phase && notice.detail == detail),
+        )
+    };
+    let already = Duration::from_millis(40);
+    let effects = bench.done(Completion::BlackoutStarted { already });
+    assert!(told(&effects, Phase::BlackoutStarted, Detail::Blackout(already)), "{effects:?}");
+    bench.now = bench.now.after(Duration::from_millis(100));
+    bench.cancel_in_time();
+    let (_, effects) = bench.finalize(Action::Resume, false);
+    assert!(has(&effects, |e| matches!(e, Effect::ResumeSource { .. })));
+    let effects = bench.done(Completion::Resumed(Ok(())));
+    let whole = Detail::Blackout(Duration::from_millis(140));
+    assert!(told(&effects, Phase::BlackoutExited, whole), "{effects:?}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn ends() -> Vec<Completion> {
         Completion::SocketAdopted { stream, result: Ok(()) },
         Completion::SocketAdopted { stream, result: Err(no()) },
         Completion::TransferProgressed(Progress::default()),
-        Completion::BlackoutStarted,
+        Completion::BlackoutStarted { already: std::time::Duration::ZERO },
         Completion::TransferCompleted { progress: Progress::default(), handoff: None },
         Completion::TransferFailed(fault()),
         Completion::TransferInDoubt(fault()),

@@ -16,7 +16,7 @@ impl World {
                 if self.source.vm == Vm::Running {
                     self.source.vm = Vm::Paused;
                 }
-                (Side::Source, Completion::BlackoutStarted)
+                (Side::Source, Completion::BlackoutStarted { already: ms(1) })
             }
             2 => {
                 if self.destination.vm != Vm::Incoming {

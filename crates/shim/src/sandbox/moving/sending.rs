@@ -195,7 +195,7 @@ impl Sending<'_> {
         self.steps.ended("memory sent while the guest ran");
         self.handoff = Some(self.sandbox.hold_streams().map_err(source_failed)?);
         self.sandbox.inner().blackout = true;
-        self.sandbox.mover.done(self.epoch, Completion::BlackoutStarted);
+        self.sandbox.mover.done(self.epoch, Completion::BlackoutStarted { already: self.stood() });
         self.steps.ended("streams held");
         let threshold = self.course.as_ref().and_then(|course| course.options().threshold());
         let limit = match threshold {
@@ -227,6 +227,13 @@ impl Sending<'_> {
                 SWITCHOVER_DEADLINE.as_secs()
             ))),
         }
+    }
+
+    /// For how long the guest has stood still, by QEMU's word for when it came to a stand: both are this host's clock. One
+    /// that was set meanwhile is not believed beyond what the switchover may take.
+    fn stood(&self) -> Duration {
+        let since = self.stopped.and_then(|stopped| SystemTime::now().duration_since(stopped).ok());
+        since.unwrap_or_default().min(SWITCHOVER_DEADLINE)
     }
 
     async fn switch_over(&mut self, events: &mut EventStream) -> Result<Progress, TransferFault> {
