@@ -58,15 +58,20 @@ impl Session {
                     of.completed = true;
                     of.blackout.get_or_insert(now);
                 }
-                if let State::Transferring { of, .. } = &self.state {
-                    let of = of.clone();
+                // While it is being cancelled as well: the destination may be told to run yet, and needs the handoff.
+                if let State::Transferring { of, .. } | State::Cancelling { of, .. } = &self.state {
                     if of.side == Side::Source {
                         let detail = Detail::Progress(progress);
-                        notify(&of, Phase::OfflineDone, PhaseState::Success, detail, out);
+                        notify(of, Phase::OfflineDone, PhaseState::Success, detail, out);
                     }
                     let detail = Detail::Complete { progress, handoff };
-                    notify(&of, Phase::Done, PhaseState::Success, detail, out);
-                    self.state = State::TransferCompleted { of, ending: None };
+                    notify(of, Phase::Done, PhaseState::Success, detail, out);
+                }
+                match self.take() {
+                    State::Transferring { of, .. } => {
+                        self.state = State::TransferCompleted { of, ending: None };
+                    }
+                    other => self.state = other,
                 }
             }
             Completion::TransferFailed(fault) => {
