@@ -106,7 +106,7 @@ impl Sending<'_> {
 
 fn mirror_failed(slot: impl std::fmt::Display, reason: &str) -> TransferFault {
     source_failed(format!(
-        "the mirror of disk {slot} failed: {reason}; look at the destination's log and at the network between, then move \
+        "QEMU's mirror of disk {slot} failed: {reason}; look at the destination's log and at the network between, then move \
          again"
     ))
 }
