@@ -18,7 +18,7 @@ pub enum TaskCall {
     Delete,
     /// Terminal size.
     ResizePty,
-    /// End of stdin.
+    /// End of stdin; at the pause it waits until it is known where that belongs.
     CloseIo,
     /// Limits.
     Update,
@@ -30,9 +30,9 @@ pub enum TaskCall {
     State,
     /// Until exit.
     Wait,
-    /// Pids from the guest, or the last known.
+    /// Pids from the guest.
     Pids,
-    /// Metrics from the guest, or the last known.
+    /// Metrics from the guest.
     Stats,
     /// The shim's pid.
     Connect,
@@ -68,22 +68,15 @@ impl TaskCall {
 /// the shim's to judge.
 pub fn gate(view: View<'_>, call: TaskCall) -> Result<(), Refusal> {
     let allowed = match call {
-        TaskCall::State
-        | TaskCall::Wait
-        | TaskCall::Pids
-        | TaskCall::Stats
-        | TaskCall::Connect
-        | TaskCall::Shutdown => true,
+        TaskCall::State | TaskCall::Wait | TaskCall::CloseIo | TaskCall::Connect | TaskCall::Shutdown => true,
+        // Of the guest, and nothing that was saved: it answers for as long as it runs here.
+        TaskCall::Pids | TaskCall::Stats | TaskCall::ResizePty => !stands_still(view),
         TaskCall::Create => open(view) || view.id() == StateId::DestinationImported,
         // What is gone for good may be put away.
         TaskCall::Kill | TaskCall::Delete => open(view) || ended(view),
-        TaskCall::Start
-        | TaskCall::Exec
-        | TaskCall::ResizePty
-        | TaskCall::CloseIo
-        | TaskCall::Update
-        | TaskCall::Pause
-        | TaskCall::Resume => open(view),
+        TaskCall::Start | TaskCall::Exec | TaskCall::Update | TaskCall::Pause | TaskCall::Resume => {
+            open(view)
+        }
     };
     if allowed {
         return Ok(());
@@ -98,6 +91,14 @@ pub fn gate(view: View<'_>, call: TaskCall) -> Result<(), Refusal> {
         }
     };
     Err(Refusal::precondition(format!("{call:?}: {reason} (session state {}); {way_out}", view.id())))
+}
+
+/// A source's guest is paused, or its state complete elsewhere: it would not answer.
+fn stands_still(view: View<'_>) -> bool {
+    let paused = |of: &super::state::Move| of.blackout.is_some() || of.completed;
+    view.side() == Some(Side::Source)
+        && view.machine() == Some(Machine::Frozen)
+        && view.state.of().is_some_and(paused)
 }
 
 fn open(view: View<'_>) -> bool {

@@ -427,10 +427,12 @@ fn a_machine_that_exits_ends_the_move_or_is_no_longer_needed() {
 }
 
 #[test]
-fn looking_and_waiting_are_always_allowed() {
+fn looking_and_waiting_are_allowed_before_the_pause() {
     let open = [
         TaskCall::State,
         TaskCall::Wait,
+        TaskCall::CloseIo,
+        TaskCall::ResizePty,
         TaskCall::Pids,
         TaskCall::Stats,
         TaskCall::Connect,
@@ -460,4 +462,30 @@ fn the_set_of_sockets_is_closed_once_and_for_all_on_cleanup() {
     assert!(kinds.contains(&true));
     assert!(has(&effects, |e| matches!(e, Effect::EndNotifications { .. })));
     assert_eq!(bench.id(), StateId::Idle);
+}
+
+#[test]
+fn the_guest_is_asked_until_it_stands_still() {
+    let asked = [TaskCall::Pids, TaskCall::Stats, TaskCall::ResizePty];
+    let mut bench = Bench::exported();
+    let _ = bench.call(Call::AdoptSocket { session: sid(), stream: Stream::Memory });
+    let _ = bench.done(Completion::SocketAdopted { stream: Stream::Memory, result: Ok(()) });
+    let _ = bench.call(Call::Transfer { session: sid(), timeout: Duration::ZERO });
+    for call in asked {
+        assert_eq!(bench.session.gate(call), Ok(()), "{call:?} while memory goes");
+    }
+    assert!(bench.session.gate(TaskCall::Exec).is_err(), "what changes the sandbox waits from the export on");
+    let _ = bench.done(Completion::BlackoutStarted { already: Duration::ZERO });
+    for call in asked {
+        let refusal = bench.session.gate(call).unwrap_err();
+        assert!(refusal.message.contains("moving to another host"), "{refusal}");
+    }
+    // Never refused: an end of input is not asked for twice.
+    assert_eq!(bench.session.gate(TaskCall::CloseIo), Ok(()));
+    bench.cancel_in_time();
+    let (_, effects) = bench.finalize(Action::Resume, false);
+    let _ = play(&mut bench, effects);
+    for call in asked {
+        assert_eq!(bench.session.gate(call), Ok(()), "{call:?} after the way back");
+    }
 }

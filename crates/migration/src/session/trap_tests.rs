@@ -98,6 +98,8 @@ fn an_exit_of_the_machine_has_a_way_out_of_every_row() {
                     call,
                     TaskCall::State
                         | TaskCall::Wait
+                        | TaskCall::CloseIo
+                        | TaskCall::ResizePty
                         | TaskCall::Pids
                         | TaskCall::Stats
                         | TaskCall::Connect

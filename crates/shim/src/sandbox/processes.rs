@@ -148,6 +148,7 @@ impl Sandbox {
 
     /// The guest's pids of the container.
     pub(crate) async fn pids(&self, id: &str) -> Result<Vec<u32>, SandboxError> {
+        self.mover.gate(TaskCall::Pids)?;
         let (vm, guest_id) = self.running(id)?;
         Ok(vm.pids(&guest_id).await?)
     }
@@ -160,6 +161,7 @@ impl Sandbox {
         width: u32,
         height: u32,
     ) -> Result<(), SandboxError> {
+        self.mover.gate(TaskCall::ResizePty)?;
         let (vm, guest_id, pid) = {
             let inner = self.inner();
             let process = inner.process(id, exec_id)?;
@@ -233,6 +235,7 @@ impl Sandbox {
 
     /// The guest's cgroup figures, as containerd's cgroup v1 metrics.
     pub(crate) async fn stats(&self, id: &str) -> Result<Any, SandboxError> {
+        self.mover.gate(TaskCall::Stats)?;
         let (vm, guest_id) = self.running(id)?;
         let figures = vm.statistics(&guest_id).await?;
         stats::metrics(&figures).map_err(|message| SandboxError::Invalid { id: id.to_owned(), message })
