@@ -284,6 +284,7 @@ async fn limit_and_throttling_are_changed_while_memory_is_sent_and_a_long_limit_
         max_bandwidth: 1 << 20,
         downtime_limit: Duration::from_millis(1),
         throttle: Some(idle),
+        announce: false,
     };
     pair.prepare(&options).await;
     is_writing(&pair.source).await;
