@@ -89,6 +89,8 @@ impl Retained {
     /// be true.
     pub(super) fn resume(&mut self, total: u64) -> Option<u64> {
         if total == super::UNKNOWN {
+            // It goes by this sender's word from now on.
+            self.origin = Origin::Agreed;
             return Some(self.base);
         }
         match std::mem::replace(&mut self.origin, Origin::Agreed) {
@@ -137,6 +139,16 @@ impl Retained {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_receiver_that_knew_nothing_is_believed_about_no_older_stream() {
+        let mut kept = Retained::new();
+        kept.push(b"abcdef");
+        assert_eq!(kept.resume(crate::stdio::UNKNOWN), Some(0));
+        // It took four, and its acknowledgement was lost with the connection.
+        assert_eq!(kept.resume(4), Some(4));
+        assert_eq!((kept.base(), kept.end(), kept.from(4)), (4, 6, b"ef".as_slice()));
+    }
 
     #[test]
     fn acknowledgements_free_room_and_lies_are_refused() {
