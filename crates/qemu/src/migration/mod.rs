@@ -285,7 +285,12 @@ impl Qemu {
     pub async fn take_back(&self, disks: &[Slot], memory: Option<&OwnedFd>) -> Result<(), QemuError> {
         disks.iter().for_each(|slot| self.hang_up(*slot));
         match timeout(HEARING_DEADLINE, self.migrate_cancel()).await {
-            Ok(end @ (Ok(()) | Err(QemuError::AlreadyCompleted))) => return end,
+            Ok(Ok(())) => {
+                // QEMU may still have a thread there that waits for the peer's word.
+                memory.into_iter().for_each(hang_up);
+                return Ok(());
+            }
+            Ok(end @ Err(QemuError::AlreadyCompleted)) => return end,
             Ok(Err(error)) => tracing::warn!(%error, "the migration is hung up on"),
             Err(_) => {
                 tracing::warn!(after = ?HEARING_DEADLINE, "QEMU is not heard: the migration is hung up on")
