@@ -103,8 +103,7 @@ fn held_terminals_go_along_and_back(lab: &Lab) {
 fn try_out(init: &mut Terminal, exec: &mut Terminal, containerd: &Containerd) {
     assert_eq!(init.ask("echo $me $$"), "1 1\r\n");
     assert_eq!(exec.ask("echo $word"), "kept\r\n");
-    init.resize(132, 43);
-    init.await_size(132, 43);
+    init.become_size(132, 43);
     containerd.resize(ID, EXEC, 101, 31).expect("an exec with a terminal");
     exec.await_size(101, 31);
     for terminal in [init, exec] {

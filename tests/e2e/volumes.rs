@@ -379,7 +379,7 @@ fn a_disk_image_goes_along_and_back(lab: &Lab) {
     sh(
         &container,
         Host::A,
-        "echo first >/data/file; dd if=/dev/urandom of=/data/blob bs=64k count=64 2>/dev/null",
+        "echo first >/data/file; dd if=/dev/urandom of=/data/blob bs=64k count=64 2>/dev/null; sync",
     );
     let sum = sh(&container, Host::A, "md5sum </data/blob");
 

@@ -166,6 +166,26 @@ impl Terminal {
         assert_eq!(done, 0, "{}: {}", self.name, std::io::Error::last_os_error());
     }
 
+    /// Gives a client's terminal this size until the shell behind it says so: a client that has just attached misses
+    /// the signal of a change.
+    ///
+    /// # Panics
+    /// When it does not become so.
+    #[track_caller]
+    pub fn become_size(&mut self, columns: u16, rows: u16) {
+        let (since, wanted) = (Instant::now(), format!("{rows} {columns}\r\n"));
+        loop {
+            self.resize(columns, rows);
+            thread::sleep(LOOK * 5);
+            let now = self.ask("stty size");
+            if now == wanted {
+                return;
+            }
+            assert!(since.elapsed() < SHOWN, "{}: the window is {now:?}, not {wanted:?}", self.name);
+            self.resize(columns, rows + 1);
+        }
+    }
+
     /// Asks a shell for its window's size until it is this.
     ///
     /// # Panics
