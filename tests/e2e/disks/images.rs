@@ -110,7 +110,10 @@ pub(super) fn an_image_of_other_bytes_is_read_from_the_source(lab: &Lab) {
         half / 1024,
         fetched(&report) / 1024
     );
-    assert_eq!(fetched(&report), all - half, "every byte once: {report}");
+    // Each byte once; zeroes, which a new file system is nearly full of, are not sent.
+    let layers = all - Volume::BYTES - half;
+    let sent = layers + 1..layers + Volume::BYTES / 4;
+    assert!(sent.contains(&fetched(&report)), "not within {sent:?}: {report}");
     assert!(!partial.exists() && images(lab, Host::B).len() >= 4, "its own images and the source's");
     container.await_lines(Host::B, 20, SOON);
     assert_eq!(sh(&container, Host::B, "read", "cat /etc/dunlin-demo"), "this file came with the image\n");
