@@ -27,9 +27,6 @@ pub(crate) enum ServeError {
     Ttrpc(#[from] ttrpc::Error),
 }
 
-/// From the call that ends the shim to the end of its connections.
-const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(100);
-
 /// Serves until containerd's Shutdown finds the sandbox empty.
 pub(crate) async fn serve(args: Args, config: Config) -> Result<(), ServeError> {
     let directory = StateDirectory::new(&config.state_dir, &args.namespace, &args.id);
@@ -52,10 +49,8 @@ pub(crate) async fn serve(args: Args, config: Config) -> Result<(), ServeError> 
     tracing::info!(pid = std::process::id(), "serving");
 
     sandbox.finished().await;
-    // The reply to Shutdown still has to leave, and containerd may be about to note the deletion of this sandbox's other
-    // tasks: of one that it has when the connection ends it tells an exit.
-    tokio::time::sleep(LAST_WORDS).await;
     tracing::info!("shutting down");
+    // The reply to Shutdown itself still has to leave.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), server.shutdown()).await;
     Arc::clone(&sandbox).close().await;
     Ok(())
