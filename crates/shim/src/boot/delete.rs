@@ -2,7 +2,7 @@
 //! left. It calls also after an orderly end.
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::{Message, MessageField};
@@ -18,6 +18,10 @@ use crate::service::status::timestamp;
 /// What the shell reports for a process that SIGKILL ended.
 const KILLED: u32 = 128 + 9;
 
+/// containerd 1.6 asks here first and looks then whether it still has the task: of one that it is about to forget after an
+/// orderly Delete it would tell an exit with 137. Nobody waits for the answer.
+const FORGETTING: Duration = Duration::from_millis(100);
+
 /// Removes the files of what is dead and gives the response for standard output.
 ///
 /// The machine needs no kill: QEMU dies with the shim that started it. A shim that is alive serves other
@@ -25,6 +29,7 @@ const KILLED: u32 = 128 + 9;
 pub(crate) fn delete(args: &Args, config: &Config) -> Vec<u8> {
     let bundle = if args.bundle.is_empty() { Path::new(".") } else { Path::new(&args.bundle) };
     clear(args, config, bundle);
+    std::thread::sleep(FORGETTING);
     let response = DeleteResponse {
         exit_status: KILLED,
         exited_at: MessageField::some(timestamp(SystemTime::now())),
