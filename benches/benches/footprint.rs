@@ -140,7 +140,7 @@ async fn guest(ground: &Ground) -> Result<(), BenchError> {
     println!("while the container runs");
     in_guest(&source.guest_peaks().await?);
     let mut destination = Machine::incoming(ground, "1", &source).await?;
-    move_machine(&source, &mut destination, &lines, Network::Loopback, DOWNTIME_LIMIT).await?;
+    move_machine(&source, &mut destination, Some(&lines), Network::Loopback, DOWNTIME_LIMIT).await?;
     source.end().await?;
     lines.await_more(LINES, LINES_DEADLINE).await?;
     println!("after a move");
