@@ -58,22 +58,22 @@ async fn a_mirror_takes_its_leave_when_it_is_finished_and_at_no_other_end() {
     pair.destination.nbd_server_start(&nbd).await.unwrap();
     let export = pair.destination.nbd_export_add(place).await.unwrap();
     run_past_the_bios(&pair.source, &pair.source_host).await;
-    let start = async || {
-        let (socket, heard) = overheard(&nbd);
+    let start = async |socket| {
         pair.source.mirror_start(place, socket, &export).await.unwrap();
         pair.source.mirror_ready(place, SOON).await.unwrap();
-        heard
     };
     let left = async |heard: JoinHandle<NbdClientStream>| {
         tokio::time::timeout(SOON, heard).await.expect("the stream ends").unwrap().took_leave()
     };
 
-    let heard = start().await;
+    let (socket, heard) = overheard(&nbd);
+    start(socket).await;
     pair.source.mirror_abort(place).await.unwrap();
     assert!(!left(heard).await, "aborted in step");
 
     // Over by itself, connection in order: the guest runs on all the same.
-    let heard = start().await;
+    let (socket, heard) = overheard(&nbd);
+    start(socket).await;
     let cancel = json!({ "device": "mirror-0-1", "force": false });
     pair.source.qmp().execute("block-job-cancel", cancel).await.unwrap();
     let begin = Instant::now();
@@ -84,7 +84,8 @@ async fn a_mirror_takes_its_leave_when_it_is_finished_and_at_no_other_end() {
     pair.source.mirror_abort(place).await.unwrap();
     assert!(!left(heard).await, "over before it was told to");
 
-    let heard = start().await;
+    let (socket, heard) = overheard(&nbd);
+    start(socket).await;
     assert_eq!(pair.source.fallen_mirror(&[place]).await.unwrap(), None);
     pair.source.mirror_finish(place).await.unwrap();
     assert!(left(heard).await, "finished");
