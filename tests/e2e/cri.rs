@@ -41,18 +41,23 @@ fn identity(pod: &Pod<'_>, host: Host) -> Vec<String> {
     NAMES.map(of).to_vec()
 }
 
-/// The other containerds' case.
-pub(crate) fn a_pod_moves_and_is_execd_into(lab: &Lab) {
-    let pod = pod_of_two(lab, "moves");
-    let before = identity(&pod, Host::A);
-    pod.exec(Host::A, "keeper", &["sh", "-c", "echo kept >/kept"]);
+/// The same processes with the same files, now on host b.
+fn move_to_b(pod: &Pod<'_>, before: &[String]) {
     let run = pod.migrate(Host::A);
     println!("    moved in {:.2} s", run.took.as_secs_f64());
     run.ok();
     pod.assert_only_on(Host::B, &NAMES);
     assert_eq!(pod.exec(Host::B, "keeper", &["cat", "/kept", "/given"]), "kept\nby CRI\n");
-    assert_eq!(identity(&pod, Host::B), before, "other processes than before");
+    assert_eq!(identity(pod, Host::B), before, "other processes than before");
     pod.await_lines(Host::B, true, "counter", 50, SOON);
+}
+
+/// The other containerds' case.
+pub(crate) fn a_pod_moves_and_is_execd_into(lab: &Lab) {
+    let pod = pod_of_two(lab, "moves");
+    let before = identity(&pod, Host::A);
+    pod.exec(Host::A, "keeper", &["sh", "-c", "echo kept >/kept"]);
+    move_to_b(&pod, &before);
     let logs = [(Host::A, false), (Host::B, true)];
     let logs = count(&logs.map(|(host, moved)| pod.log(host, moved, "counter")).concat());
     assert!(
@@ -96,13 +101,7 @@ fn a_pod_moves_there_and_back_and_is_execd_into(lab: &Lab) {
     pod.exec(Host::A, "keeper", &["sh", "-c", "echo kept >/kept"]);
     let events = Events::hear(lab, Host::A);
 
-    let run = pod.migrate(Host::A);
-    println!("    moved in {:.2} s", run.took.as_secs_f64());
-    run.ok();
-    pod.assert_only_on(Host::B, &NAMES);
-    assert_eq!(pod.exec(Host::B, "keeper", &["cat", "/kept", "/given"]), "kept\nby CRI\n");
-    assert_eq!(identity(&pod, Host::B), before, "other processes than before");
-    pod.await_lines(Host::B, true, "counter", 50, SOON);
+    move_to_b(&pod, &before);
     let told = events.told();
     assert!(told.contains("/tasks/delete"), "the events were not heard: {told}");
     assert!(!told.contains("/tasks/exit"), "an exit of what lives on: {told}");
