@@ -96,9 +96,7 @@ impl Machine {
             Machine::Gone { .. } => state::State::Terminated,
         }
     }
-}
 
-impl Machine {
     /// Its handle, when there is a QEMU.
     fn into_vm(self) -> Option<Arc<Vm>> {
         match self {
