@@ -118,7 +118,8 @@ lint: rust
 
 bench: root release image
 	DUNLIN_BIN_DIR=$(CURDIR)/$(TARGET)/release DUNLIN_IMAGE_DIR=$(CURDIR)/$(IMAGE) cargo bench -p dunlin-benches
-	cargo test --profile bench -p dunlin-shim -- --ignored --nocapture saving_costs
+	CARGO_PROFILE_BENCH_LTO=fat CARGO_PROFILE_BENCH_CODEGEN_UNITS=1 \
+	    cargo test --profile bench -p dunlin-shim --bin containerd-shim-dunlin-v2 -- --ignored --nocapture saving_costs
 
 clean:
 	@[[ ! -x $(BIN)/dunlin ]] || (( EUID != 0 )) || $(BIN)/dunlin lab down

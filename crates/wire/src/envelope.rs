@@ -16,6 +16,9 @@ use protobuf::{CodedInputStream, MessageDyn, MessageFull};
 use crate::Any;
 use crate::saved;
 
+/// Where something stands, e.g. `config.pods[0].containers[1]`: put into words only when it is refused.
+pub type Place<'a> = &'a dyn std::fmt::Display;
+
 /// Before the controller's name in each type URL.
 pub const URL_PREFIX: &str = "type.dunlin.dev/dunlin.";
 /// After it. The version in the URL is the family's; a payload's own is `schema_version`.
@@ -49,6 +52,11 @@ pub trait Payload: MessageFull + Default {
     /// `type.dunlin.dev/dunlin.<controller>.v1`.
     fn type_url() -> String {
         format!("{URL_PREFIX}{}{URL_SUFFIX}", Self::CONTROLLER)
+    }
+
+    /// Whether `url` is [`Payload::type_url`].
+    fn is_type_url(url: &str) -> bool {
+        named_in(url) == Some(Self::CONTROLLER)
     }
 }
 
@@ -187,42 +195,64 @@ pub fn seal<T: Payload>(mut payload: T) -> Any {
     Any { type_url: T::type_url(), value, ..Any::default() }
 }
 
-/// Decodes the payload that `any` must hold; `field` names the place for the error.
-pub fn open<T: Payload>(any: &Any, field: &str) -> Result<T, EnvelopeError> {
-    if any.value.len() > T::CAP {
-        return Err(EnvelopeError::TooLarge {
-            field: field.to_owned(),
-            controller: T::CONTROLLER,
-            size: any.value.len(),
-            cap: T::CAP,
-        });
+/// [`seal`], refused where [`open`] would be; `field` names the place for the error.
+pub fn try_seal<T: Payload>(payload: T, field: Place<'_>) -> Result<Any, EnvelopeError> {
+    let any = seal(payload);
+    check_size::<T>(&any, field)?;
+    check_fields::<T>(&any, field)?;
+    Ok(any)
+}
+
+fn check_size<T: Payload>(any: &Any, field: Place<'_>) -> Result<(), EnvelopeError> {
+    let size = any.value.len();
+    if size <= T::CAP {
+        return Ok(());
     }
-    let expected = T::type_url();
-    if any.type_url != expected {
+    Err(EnvelopeError::TooLarge { field: field.to_string(), controller: T::CONTROLLER, size, cap: T::CAP })
+}
+
+fn check_fields<T: Payload>(any: &Any, field: Place<'_>) -> Result<(), EnvelopeError> {
+    // A field takes two bytes at least.
+    if any.value.len() / 2 <= FIELDS_MAX {
+        return Ok(());
+    }
+    if count_fields(&any.value).map_err(|error| undecodable::<T>(field, &error))? <= FIELDS_MAX {
+        return Ok(());
+    }
+    let (field, controller) = (field.to_string(), T::CONTROLLER);
+    Err(EnvelopeError::TooManyFields { field, controller, limit: FIELDS_MAX })
+}
+
+fn undecodable<T: Payload>(field: Place<'_>, error: &protobuf::Error) -> EnvelopeError {
+    EnvelopeError::Undecodable {
+        field: field.to_string(),
+        controller: T::CONTROLLER,
+        reason: error.to_string(),
+    }
+}
+
+/// Decodes the payload that `any` must hold; `field` names the place for the error.
+pub fn open<T: Payload>(any: &Any, field: Place<'_>) -> Result<T, EnvelopeError> {
+    check_size::<T>(any, field)?;
+    if !T::is_type_url(&any.type_url) {
         let (given, remedy) = describe_url(&any.type_url);
-        return Err(EnvelopeError::WrongType { field: field.to_owned(), expected, given, remedy });
+        let expected = T::type_url();
+        return Err(EnvelopeError::WrongType { field: field.to_string(), expected, given, remedy });
     }
     if let Some(number) = any.special_fields.unknown_fields().iter().map(|(number, _)| number).next() {
         return Err(leftover::<T>(field, format!("field {number} of its envelope")));
     }
-    let undecodable = |error: protobuf::Error| EnvelopeError::Undecodable {
-        field: field.to_owned(),
-        controller: T::CONTROLLER,
-        reason: error.to_string(),
-    };
+    let undecodable = |error: protobuf::Error| undecodable::<T>(field, &error);
     let given = peek_version(&any.value).map_err(undecodable)?;
     if given != T::VERSION {
         return Err(EnvelopeError::UnknownVersion {
-            field: field.to_owned(),
+            field: field.to_string(),
             controller: T::CONTROLLER,
             given,
             known: T::VERSION,
         });
     }
-    if count_fields(&any.value).map_err(undecodable)? > FIELDS_MAX {
-        let (field, controller) = (field.to_owned(), T::CONTROLLER);
-        return Err(EnvelopeError::TooManyFields { field, controller, limit: FIELDS_MAX });
-    }
+    check_fields::<T>(any, field)?;
     let mut payload = T::parse_from_bytes(&any.value).map_err(undecodable)?;
     if payload.schema_version() != given {
         return Err(leftover::<T>(field, "a second schema version".to_owned()));
@@ -242,22 +272,26 @@ pub fn open<T: Payload>(any: &Any, field: &str) -> Result<T, EnvelopeError> {
     let sealed = payload.sealed_bytes();
     let found = given - if sealed == 0 { 0 } else { uint32_size(SEALED_BYTES, sealed) };
     if found != u64::from(sealed) {
-        let field = field.to_owned();
+        let field = field.to_string();
         return Err(EnvelopeError::CutShort { field, controller: T::CONTROLLER, sealed, found });
     }
     payload.set_sealed_bytes(0);
     Ok(payload)
 }
 
-fn leftover<T: Payload>(field: &str, leftover: String) -> EnvelopeError {
-    EnvelopeError::Leftover { field: field.to_owned(), controller: T::CONTROLLER, leftover }
+fn leftover<T: Payload>(field: Place<'_>, leftover: String) -> EnvelopeError {
+    EnvelopeError::Leftover { field: field.to_string(), controller: T::CONTROLLER, leftover }
+}
+
+/// The controller's name in one of our URLs.
+fn named_in(url: &str) -> Option<&str> {
+    url.strip_prefix(URL_PREFIX)?.strip_suffix(URL_SUFFIX)
 }
 
 /// Whose URL it is, in words, and what to do about it.
 fn describe_url(url: &str) -> (String, &'static str) {
     let shown: String = url.chars().take(120).collect();
-    let ours = url.strip_prefix(URL_PREFIX).and_then(|rest| rest.strip_suffix(URL_SUFFIX));
-    if let Some(controller) = CONTROLLERS.iter().find(|known| Some(**known) == ours) {
+    if let Some(controller) = CONTROLLERS.iter().find(|known| Some(**known) == named_in(url)) {
         return (format!("{shown}, the {controller} payload"), "put each payload in its own place");
     }
     if url.is_empty() {

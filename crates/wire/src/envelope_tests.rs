@@ -24,7 +24,7 @@ fn golden<T: Payload + Clone + PartialEq>(payload: &T, url: &str, bytes: &str) {
     let length = bytes.len() / 2;
     assert!(length < 128, "one byte says the length");
     assert_eq!(hex(&any.value), format!("{bytes}a006{length:02x}"), "{url}");
-    assert_eq!(open::<T>(&any, "here").unwrap(), *payload);
+    assert_eq!(open::<T>(&any, &"here").unwrap(), *payload);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn golden_scsi() {
 #[test]
 fn a_wrong_url_is_told_with_the_expected_one_and_whose_it_is() {
     let any = seal(saved::Pod::new());
-    let error = open::<saved::Vm>(&any, "config.vm").unwrap_err().to_string();
+    let error = open::<saved::Vm>(&any, &"config.vm").unwrap_err().to_string();
     for part in ["config.vm", "expected type.dunlin.dev/dunlin.vm.v1", "the pod payload"] {
         assert!(error.contains(part), "{error}");
     }
@@ -174,7 +174,7 @@ fn a_wrong_url_is_told_with_the_expected_one_and_whose_it_is() {
         ("type.googleapis.com/x", "none of ours"),
     ] {
         let any = Any { type_url: url.into(), ..Any::default() };
-        let error = open::<saved::Vm>(&any, "config.vm").unwrap_err();
+        let error = open::<saved::Vm>(&any, &"config.vm").unwrap_err();
         assert!(matches!(error, EnvelopeError::WrongType { .. }));
         assert!(error.to_string().contains(part), "{error}");
     }
@@ -185,13 +185,13 @@ fn a_version_is_judged_before_the_rest_decodes() {
     let mut any = seal(saved::Scsi::new());
     // Version 3, in which field 3 became a number: as version 2 it would not decode.
     any.value = vec![0x08, 3, 0x1d, 1, 2, 3, 4];
-    let error = open::<saved::Scsi>(&any, "scsi").unwrap_err();
+    let error = open::<saved::Scsi>(&any, &"scsi").unwrap_err();
     assert!(matches!(error, EnvelopeError::UnknownVersion { given: 3, known: 2, .. }), "{error}");
     any.value = Vec::new();
-    let error = open::<saved::Scsi>(&any, "scsi").unwrap_err();
+    let error = open::<saved::Scsi>(&any, &"scsi").unwrap_err();
     assert!(matches!(error, EnvelopeError::UnknownVersion { given: 0, .. }), "{error}");
     any.value = vec![0x08, 2, 0x1a, 0xff];
-    let error = open::<saved::Scsi>(&any, "scsi").unwrap_err();
+    let error = open::<saved::Scsi>(&any, &"scsi").unwrap_err();
     assert!(matches!(error, EnvelopeError::Undecodable { .. }), "{error}");
 }
 
@@ -199,7 +199,7 @@ fn a_version_is_judged_before_the_rest_decodes() {
 fn size_is_judged_before_anything_is_decoded() {
     let any =
         Any { type_url: saved::Migration::type_url(), value: vec![0xff; (16 << 20) + 1], ..Any::default() };
-    let error = open::<saved::Migration>(&any, "config").unwrap_err();
+    let error = open::<saved::Migration>(&any, &"config").unwrap_err();
     assert!(matches!(error, EnvelopeError::TooLarge { cap: 16_777_216, .. }), "{error}");
 }
 
@@ -208,7 +208,7 @@ fn fields_are_counted_before_anything_is_decoded() {
     // Empty containers, of two bytes each.
     let pod = |count: usize| {
         let value = [&[8, 2][..], &[0x22, 0].repeat(count)].concat();
-        open::<saved::Pod>(&Any { type_url: saved::Pod::type_url(), value, ..Any::default() }, "pod")
+        open::<saved::Pod>(&Any { type_url: saved::Pod::type_url(), value, ..Any::default() }, &"pod")
             .unwrap_err()
     };
     let error = pod(FIELDS_MAX);
@@ -219,7 +219,7 @@ fn fields_are_counted_before_anything_is_decoded() {
 
 #[test]
 fn leftovers_are_found_at_any_depth() {
-    let leftover = |any: &Any| match open::<saved::Scsi>(any, "scsi").unwrap_err() {
+    let leftover = |any: &Any| match open::<saved::Scsi>(any, &"scsi").unwrap_err() {
         EnvelopeError::Leftover { leftover, .. } => leftover,
         other => panic!("{other}"),
     };
@@ -237,7 +237,7 @@ fn leftovers_are_found_at_any_depth() {
 
     let mut process = saved::Process::new();
     process.stage = EnumOrUnknown::from_i32(17);
-    let error = open::<saved::Process>(&seal(process.clone()), "p").unwrap_err().to_string();
+    let error = open::<saved::Process>(&seal(process.clone()), &"p").unwrap_err().to_string();
     assert!(error.contains("stage: value 17 of ProcessStage"), "{error}");
 
     let mut any = seal(saved::Scsi::new());
@@ -261,11 +261,11 @@ fn what_the_decoder_would_drop_is_a_leftover() {
         &[8, 2, 8, 2],
         &[8, 2, 8, 1],
     ] {
-        let error = open::<saved::Scsi>(&counted::<saved::Scsi>(value), "scsi").unwrap_err();
+        let error = open::<saved::Scsi>(&counted::<saved::Scsi>(value), &"scsi").unwrap_err();
         assert!(matches!(error, EnvelopeError::Leftover { .. }), "{error}");
     }
     let any = counted::<saved::Scsi>(&[8, 2, 0x1a, 4, 8, 1, 0x12, 0]);
-    open::<saved::Scsi>(&any, "scsi").unwrap();
+    open::<saved::Scsi>(&any, &"scsi").unwrap();
 }
 
 #[test]
@@ -273,18 +273,18 @@ fn a_payload_cut_short_anywhere_is_refused() {
     let mut payload = saved::Pod { pod_id: "p".into(), guest_pod_id: "g".into(), ..Default::default() };
     payload.containers = vec![seal(saved::Container::new()), seal(saved::Container::new())];
     let whole = seal(payload);
-    open::<saved::Pod>(&whole, "pod").unwrap();
+    open::<saved::Pod>(&whole, &"pod").unwrap();
     let mut between_fields = 0;
     for length in 0..whole.value.len() {
         let value = whole.value[..length].to_vec();
-        let error = open::<saved::Pod>(&Any { value, ..whole.clone() }, "pod").unwrap_err();
+        let error = open::<saved::Pod>(&Any { value, ..whole.clone() }, &"pod").unwrap_err();
         assert!(error.to_string().starts_with("pod: "), "{length}: {error}");
         between_fields += usize::from(matches!(error, EnvelopeError::CutShort { sealed: 0, .. }));
     }
-    // After the version, each id, and each container.
-    assert_eq!(between_fields, 5);
+    // After the version, each id, and each container and what its envelope holds.
+    assert_eq!(between_fields, 9);
     let longer = [&whole.value[..2], &[0x12, 1, b'x'], &whole.value[2..]].concat();
-    let error = open::<saved::Pod>(&Any { value: longer, ..whole }, "pod").unwrap_err();
+    let error = open::<saved::Pod>(&Any { value: longer, ..whole }, &"pod").unwrap_err();
     assert!(matches!(error, EnvelopeError::Leftover { .. }), "{error}");
 }
 
@@ -311,15 +311,15 @@ fn process() -> impl Strategy<Value = saved::Process> {
 proptest! {
     #[test]
     fn what_is_sealed_opens(process in process(), ids in proptest::collection::vec(".{0,6}", 0..5)) {
-        prop_assert_eq!(&open::<saved::Process>(&seal(process.clone()), "p").unwrap(), &process);
+        prop_assert_eq!(&open::<saved::Process>(&seal(process.clone()), &"p").unwrap(), &process);
         let mut container = saved::Container { schema_version: 2, ..Default::default() };
         for id in ids {
             container.processes.insert(id, seal(process.clone()));
         }
-        prop_assert_eq!(&open::<saved::Container>(&seal(container.clone()), "c").unwrap(), &container);
+        prop_assert_eq!(&open::<saved::Container>(&seal(container.clone()), &"c").unwrap(), &container);
         let mut pod = saved::Pod { schema_version: 2, ..Default::default() };
         pod.containers.push(seal(container.clone()));
-        prop_assert_eq!(&open::<saved::Pod>(&seal(pod.clone()), "p").unwrap(), &pod);
+        prop_assert_eq!(&open::<saved::Pod>(&seal(pod.clone()), &"p").unwrap(), &pod);
     }
 
     #[test]
@@ -328,7 +328,7 @@ proptest! {
             // Also with a good beginning, so that the rest is reached.
             for prefix in [&[][..], &[8, 1], &[8, 2]] {
                 let value = [prefix, value].concat();
-                let _ = open::<T>(&Any { type_url: T::type_url(), value, ..Any::default() }, "here");
+                let _ = open::<T>(&Any { type_url: T::type_url(), value, ..Any::default() }, &"here");
             }
         }
         attempt::<saved::Migration>(&value);
@@ -349,7 +349,7 @@ proptest! {
         let mut any = seal(process.clone());
         let at = at.index(any.value.len());
         any.value[at] ^= 1;
-        if let Ok(other) = open::<saved::Process>(&any, "p") {
+        if let Ok(other) = open::<saved::Process>(&any, &"p") {
             prop_assert_ne!(other.write_to_bytes().unwrap(), seal(process.clone()).value);
         }
     }

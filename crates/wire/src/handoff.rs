@@ -148,7 +148,7 @@ impl Handoff {
 
     /// Opens and checks the payload.
     pub fn open(any: &Any) -> Result<Handoff, HandoffError> {
-        let message: saved::Handoff = envelope::open(any, PLACE)?;
+        let message: saved::Handoff = envelope::open(any, &PLACE)?;
         let count = message.processes.len();
         if count > HANDOFF_PROCESSES_MAX {
             return Err(HandoffError::TooMany {
@@ -163,9 +163,10 @@ impl Handoff {
         for (at, one) in message.processes.into_iter().enumerate() {
             let place = format!("{PLACE}.processes[{at}]");
             let container = ContainerId::new(one.guest_container_id)
-                .map_err(|error| error.of(&format!("{place}.guest_container_id")))?;
+                .map_err(|error| error.of(format_args!("{place}.guest_container_id")))?;
             if !one.exec_id.is_empty() {
-                ExecId::new(one.exec_id.as_str()).map_err(|error| error.of(&format!("{place}.exec_id")))?;
+                ExecId::new(one.exec_id.as_str())
+                    .map_err(|error| error.of(format_args!("{place}.exec_id")))?;
             }
             let stdin = one.stdin.into_option().map(|stdin| input(stdin, &place)).transpose()?;
             let key = HandoffKey { container, exec: one.exec_id };

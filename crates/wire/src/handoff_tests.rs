@@ -47,7 +47,7 @@ fn golden_bytes() {
 }
 
 fn refused(parts: &[&str], change: impl FnOnce(&mut saved::Handoff)) {
-    let mut message: saved::Handoff = open(&full().seal().unwrap(), "").unwrap();
+    let mut message: saved::Handoff = open(&full().seal().unwrap(), &"").unwrap();
     change(&mut message);
     let error = Handoff::open(&seal(message)).unwrap_err().to_string();
     for part in parts {

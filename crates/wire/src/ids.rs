@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Longest [`SessionId`], bytes.
 pub const SESSION_ID_MAX: usize = 256;
@@ -33,14 +34,19 @@ pub struct IdError {
 }
 
 impl IdError {
-    pub(crate) fn new(field: &str, value: &str, reason: &'static str, remedy: &'static str) -> IdError {
-        IdError { field: field.to_owned(), value: value.chars().take(80).collect(), reason, remedy }
+    pub(crate) fn new(
+        field: impl fmt::Display,
+        value: &str,
+        reason: &'static str,
+        remedy: &'static str,
+    ) -> IdError {
+        IdError { field: field.to_string(), value: value.chars().take(80).collect(), reason, remedy }
     }
 
     /// The same error, told of `field`: a nested value's full path is known only to its parent.
     #[must_use]
-    pub fn of(mut self, field: &str) -> IdError {
-        field.clone_into(&mut self.field);
+    pub fn of(mut self, field: impl fmt::Display) -> IdError {
+        self.field = field.to_string();
         self
     }
 }
@@ -82,16 +88,18 @@ fn check_identifier(field: &'static str, text: &str) -> Result<(), IdError> {
     Ok(())
 }
 
-fn check_uuid(field: &'static str, text: &str) -> Result<(), IdError> {
+/// One spelling of each.
+pub(crate) fn check_uuid(field: &'static str, text: &str) -> Result<(), IdError> {
     let shaped = text.len() == 36
         && text.bytes().enumerate().all(|(at, byte)| match at {
             8 | 13 | 18 | 23 => byte == b'-',
             _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
         });
-    if shaped {
-        return Ok(());
-    }
-    Err(IdError::new(field, text, "is not a UUID", "give 36 characters, lower case, 8-4-4-4-12"))
+    if shaped { Ok(()) } else { Err(not_a_uuid(field, text)) }
+}
+
+fn not_a_uuid(field: &'static str, text: &str) -> IdError {
+    IdError::new(field, text, "is not a UUID", "give 36 characters, lower case, 8-4-4-4-12")
 }
 
 fn check_digest(field: &'static str, text: &str) -> Result<(), IdError> {
@@ -175,10 +183,6 @@ text_id! {
     ExecId, "exec_id", check_identifier
 }
 text_id! {
-    /// A reservation of a disk's partition: UUID text, lower case.
-    ReservationId, "reservation_id", check_uuid
-}
-text_id! {
     /// `sha256:<64 hex digits>`, of all bytes; or `sparse-sha256:<64 hex digits>`, of those that are not zeros and where
     /// they are.
     Digest, "digest", check_digest
@@ -227,6 +231,68 @@ impl Epoch {
     #[must_use]
     pub fn next(self) -> Epoch {
         Epoch(self.0 + 1)
+    }
+}
+
+/// A reservation of a disk's partition or of a share: a UUID. As text, lower case and hyphenated; in payloads its 16
+/// bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ReservationId(Uuid);
+
+impl ReservationId {
+    const FIELD: &str = "reservation_id";
+
+    /// One that no other is like.
+    pub fn random() -> ReservationId {
+        ReservationId(Uuid::new_v4())
+    }
+
+    /// Checks `text`; the error names the field.
+    pub fn new(text: impl AsRef<str>) -> Result<ReservationId, IdError> {
+        let text = text.as_ref();
+        check_uuid(Self::FIELD, text)?;
+        Uuid::parse_str(text).map(ReservationId).map_err(|_| not_a_uuid(Self::FIELD, text))
+    }
+
+    /// Of a payload.
+    pub fn from_bytes(bytes: &[u8]) -> Result<ReservationId, IdError> {
+        Uuid::from_slice(bytes).map(ReservationId).map_err(|_| {
+            let given = format!("{} bytes", bytes.len());
+            let remedy = "export again with the same Dunlin version on both hosts";
+            IdError::new(Self::FIELD, &given, "are not the 16 bytes of a UUID", remedy)
+        })
+    }
+
+    /// For a payload.
+    pub fn to_bytes(self) -> Vec<u8> {
+        self.0.as_bytes().to_vec()
+    }
+}
+
+impl fmt::Display for ReservationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for ReservationId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        Self::new(text)
+    }
+}
+
+impl TryFrom<String> for ReservationId {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        Self::new(text)
+    }
+}
+
+impl From<ReservationId> for String {
+    fn from(id: ReservationId) -> String {
+        id.to_string()
     }
 }
 
@@ -364,6 +430,13 @@ mod tests {
         assert!(ReservationId::new("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0").is_ok());
         assert!(ReservationId::new("0F1E2D3C-4B5A-6978-8796-A5B4C3D2E1F0").is_err());
         assert!(ReservationId::new("").is_err());
+        let id = ReservationId::random();
+        assert_eq!(ReservationId::new(id.to_string()), Ok(id));
+        assert_eq!(ReservationId::from_bytes(&id.to_bytes()), Ok(id));
+        for length in [0, 15, 17] {
+            let error = ReservationId::from_bytes(&vec![7; length]).unwrap_err().to_string();
+            assert!(error.contains(&format!("{length} bytes")), "{error}");
+        }
     }
 
     proptest! {

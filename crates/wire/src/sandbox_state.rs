@@ -114,15 +114,17 @@ impl SandboxState {
     /// Opens and checks the payload.
     pub fn open(any: &Any) -> Result<SandboxState, SandboxStateError> {
         const PLACE: &str = "sandbox_state";
-        let message: saved::SandboxState = envelope::open(any, PLACE)?;
+        let message: saved::SandboxState = envelope::open(any, &PLACE)?;
         limit(&format!("{PLACE}.pods"), message.pods.len(), PODS_MAX)?;
         // A namespace has an identifier's shape, as containerd has it.
         ContainerId::new(message.namespace.as_str())
-            .map_err(|error| error.of(&format!("{PLACE}.namespace")))?;
+            .map_err(|error| error.of(format_args!("{PLACE}.namespace")))?;
         let options_at = format!("{PLACE}.options");
         let options = message.options.into_option().ok_or_else(|| shape(&options_at, "missing"))?;
-        let options = SandboxOptions::from_message(options)
-            .map_err(|_| shape(&format!("{options_at}.architecture"), "is neither amd64 nor arm64"))?;
+        let options = SandboxOptions::from_message(options);
+        if !options.has_architecture() {
+            return Err(shape(&format!("{options_at}.architecture"), "is neither amd64 nor arm64"));
+        }
         let mut pods = Vec::with_capacity(message.pods.len());
         let mut seen = BTreeSet::new();
         for (at, pod) in message.pods.into_iter().enumerate() {
@@ -136,7 +138,7 @@ impl SandboxState {
         Ok(SandboxState {
             namespace: message.namespace,
             sandbox_id: SandboxId::new(message.sandbox_id)
-                .map_err(|error| error.of(&format!("{PLACE}.sandbox_id")))?,
+                .map_err(|error| error.of(format_args!("{PLACE}.sandbox_id")))?,
             runtime: message.runtime,
             options,
             annotations: message.annotations,
@@ -211,8 +213,8 @@ fn pod(message: saved::PodState, place: &str) -> Result<PodState, SandboxStateEr
     }
     let at = |name: &str| format!("{place}.{name}");
     Ok(PodState {
-        pod_id: SandboxId::new(message.pod_id).map_err(|error| error.of(&at("pod_id")))?,
-        guest_pod_id: SandboxId::new(message.guest_pod_id).map_err(|error| error.of(&at("guest_pod_id")))?,
+        pod_id: SandboxId::new(message.pod_id).map_err(|error| error.of(at("pod_id")))?,
+        guest_pod_id: SandboxId::new(message.guest_pod_id).map_err(|error| error.of(at("guest_pod_id")))?,
         hostname: message.hostname,
         containers,
     })
@@ -228,10 +230,9 @@ fn container(message: saved::ContainerState, place: &str) -> Result<ContainerSta
         return Err(shape(&at("resources"), "is not a JSON object"));
     }
     Ok(ContainerState {
-        container_id: ContainerId::new(message.container_id)
-            .map_err(|error| error.of(&at("container_id")))?,
+        container_id: ContainerId::new(message.container_id).map_err(|error| error.of(at("container_id")))?,
         guest_container_id: ContainerId::new(message.guest_container_id)
-            .map_err(|error| error.of(&at("guest_container_id")))?,
+            .map_err(|error| error.of(at("guest_container_id")))?,
         role,
         annotations: message.annotations,
         resources: message.resources,

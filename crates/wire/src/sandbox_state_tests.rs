@@ -69,7 +69,7 @@ fn golden_bytes() {
 }
 
 fn refused(parts: &[&str], change: impl FnOnce(&mut saved::SandboxState)) {
-    let mut message: saved::SandboxState = open(&full().seal().unwrap(), "").unwrap();
+    let mut message: saved::SandboxState = open(&full().seal().unwrap(), &"").unwrap();
     change(&mut message);
     let error = SandboxState::open(&seal(message)).unwrap_err().to_string();
     for part in parts {

@@ -20,8 +20,8 @@ mod open;
 mod options;
 mod pods;
 mod seal;
+mod shape;
 mod stages;
-mod uuid;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -181,15 +181,14 @@ impl SavedTree {
     /// Opens and checks the whole tree.
     pub fn open(config: &Any) -> Result<SavedTree, TreeError> {
         let tree = open::migration(config)?;
-        check::cross_references(&tree)?;
+        check::all(&tree)?;
         Ok(tree)
     }
 
     /// Seals the tree, when [`SavedTree::open`] takes what comes of it: what is exported can be imported.
-    pub fn seal(&self) -> Result<Any, TreeError> {
-        let config = seal::migration(self);
-        SavedTree::open(&config)?;
-        Ok(config)
+    pub fn seal(self) -> Result<Any, TreeError> {
+        check::all(&self)?;
+        seal::migration(self)
     }
 
     /// The disks whose contents must be copied, in order: each needs a stream.

@@ -49,23 +49,24 @@ impl SandboxOptions {
         }
     }
 
-    /// Err: what it says of the architecture, which is none.
-    pub(crate) fn from_message(message: saved::SandboxOptions) -> Result<SandboxOptions, String> {
-        if !matches!(message.architecture.as_str(), "amd64" | "arm64") {
-            return Err(message.architecture);
-        }
+    /// Whether its architecture is one.
+    pub(crate) fn has_architecture(&self) -> bool {
+        matches!(self.architecture.as_str(), "amd64" | "arm64")
+    }
+
+    pub(crate) fn from_message(message: saved::SandboxOptions) -> SandboxOptions {
         let confidential = message.confidential.into_option().map(|confidential| Confidential {
             security_policy: confidential.security_policy,
             security_policy_enforcer: confidential.security_policy_enforcer,
             reference_info_file: confidential.reference_info_file,
         });
-        Ok(SandboxOptions {
+        SandboxOptions {
             no_writable_file_shares: message.no_writable_file_shares,
             scratch_encryption: message.scratch_encryption,
             policy_based_routing: message.policy_based_routing,
             architecture: message.architecture,
             fully_physically_backed: message.fully_physically_backed,
             confidential,
-        })
+        }
     }
 }

@@ -35,7 +35,7 @@ fn what_was_never_used_has_no_payload() {
         container.vpci_devices.clear();
     }
     tree.pods[0].network = None;
-    let sealed = tree.seal().unwrap();
+    let sealed = tree.clone().seal().unwrap();
     for name in ["plan9", "vpci", "network"] {
         let url = format!("type.dunlin.dev/dunlin.{name}.v1");
         let there = |any: &Any| any.value.windows(url.len()).any(|bytes| bytes == url.as_bytes());
@@ -80,7 +80,7 @@ fn every_stage_survives() {
     let survives = |change: &dyn Fn(&mut SavedTree)| {
         let mut tree = full();
         change(&mut tree);
-        assert_eq!(SavedTree::open(&tree.seal().unwrap()).unwrap(), tree);
+        assert_eq!(SavedTree::open(&tree.clone().seal().unwrap()).unwrap(), tree);
     };
     for stage in VmStage::ALL {
         survives(&|tree| tree.vm.stage = *stage);
@@ -132,5 +132,21 @@ fn a_reserved_mount_needs_no_path() {
     let disk = tree.vm.scsi.disks.get_mut(&slot(65)).unwrap();
     let mount = disk.mounts.get_mut(&1).unwrap();
     (mount.stage, mount.guest_path) = (MountStage::Reserved, String::new());
-    assert_eq!(SavedTree::open(&tree.seal().unwrap()).unwrap(), tree);
+    assert_eq!(SavedTree::open(&tree.clone().seal().unwrap()).unwrap(), tree);
+}
+
+#[test]
+fn what_is_too_large_to_arrive_is_not_sealed() {
+    let mut tree = full();
+    tree.pods[0].containers[1].init.oci_process = vec![b' '; 4 << 20];
+    let error = tree.seal().unwrap_err().to_string();
+    assert!(error.starts_with("config.pods[0].containers[1].processes[\"\"]: 4194"), "{error}");
+    // Each fits, and all of them do not.
+    let mut tree = full();
+    for process in tree.pods[0].containers[1].execs.values_mut() {
+        process.oci_process = vec![b' '; (4 << 20) - 1024];
+    }
+    tree.pods[0].containers[1].init.oci_process = vec![b' '; 1 << 20];
+    let error = tree.seal().unwrap_err().to_string();
+    assert!(error.starts_with("config.pods[0].containers[1]: 9"), "{error}");
 }

@@ -198,7 +198,7 @@ impl Shares {
         let _turn = self.turn.lock().await;
         let (id, config) = self.owned().table.reserve(&place.directory, &place.config, holder)?;
         // Given back also when this future is dropped half-way.
-        let mut undo = Undo { shares: self, reservation: Some(id.clone()) };
+        let mut undo = Undo { shares: self, reservation: Some(id) };
         let guest_path = self.bring_up(machine, &id, &config).await?;
         undo.reservation = None;
         let source = match place.file {

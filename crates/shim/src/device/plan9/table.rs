@@ -73,8 +73,7 @@ impl Plan9 {
             let Holder { source: host, destination, .. } = holder;
             return Err(Plan9Error::Writable { host, destination });
         }
-        let id = ReservationId::new(uuid::Uuid::new_v4().to_string())
-            .map_err(|error| Plan9Error::Unknown(error.to_string()))?;
+        let id = ReservationId::random();
         let full = self.table.shares.len() >= SHARES_MAX;
         let config = match self.table.shares.get_mut(path) {
             Some(share) => {
@@ -102,8 +101,8 @@ impl Plan9 {
                 config.clone()
             }
         };
-        self.table.reservations.insert(id.clone(), path.to_owned());
-        self.holders.insert(id.clone(), holder);
+        self.table.reservations.insert(id, path.to_owned());
+        self.holders.insert(id, holder);
         Ok((id, config))
     }
 

@@ -101,9 +101,8 @@ impl Scsi {
                 (slot, true)
             }
         };
-        let id = ReservationId::new(uuid::Uuid::new_v4().to_string())
-            .map_err(|error| ScsiError::Unknown(error.to_string()))?;
-        self.reservations.insert(id.clone(), slot);
+        let id = ReservationId::random();
+        self.reservations.insert(id, slot);
         Ok((id, slot, new))
     }
 
@@ -286,7 +285,7 @@ impl Scsi {
 
     /// In order.
     pub(crate) fn uses_of(&self, slot: Slot) -> Vec<ReservationId> {
-        self.reservations.iter().filter(|(_, used)| **used == slot).map(|(id, _)| id.clone()).collect()
+        self.reservations.iter().filter(|(_, used)| **used == slot).map(|(id, _)| *id).collect()
     }
 
     pub(crate) fn disk(&self, slot: Slot) -> Option<&Disk> {
@@ -431,7 +430,7 @@ mod tests {
         let (one, slot) = plugged(&mut scsi, volume());
         let (two, same) = plugged(&mut scsi, volume());
         assert_eq!(slot, same);
-        let mut volumes = vec![one.clone(), two.clone()];
+        let mut volumes = vec![one, two];
         volumes.sort();
         let (path, keeper) = (PathBuf::from("/v"), Keeper::Host);
         assert_eq!(scsi.mirrored_of([&two, &one].into_iter()), [MirroredUse { volumes, path, keeper }]);

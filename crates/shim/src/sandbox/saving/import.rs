@@ -9,7 +9,8 @@ use dunlin_migration::refusal::Refusal;
 use dunlin_migration::session::Imported as ImportedSet;
 use dunlin_qemu::Document;
 use dunlin_wire::tree::{
-    DiskAccess, ProcessStage, SavedContainer, SavedDisk, SavedPlan9, SavedPod, SavedTree, SavedVpci, VmStage,
+    DiskAccess, ProcessStage, SavedContainer, SavedDisk, SavedPlan9, SavedPod, SavedTree, SavedVm, SavedVpci,
+    VmStage,
 };
 
 use super::{scsi, tree};
@@ -30,6 +31,9 @@ pub(super) struct Taken {
     vpci: SavedVpci,
     plan9: SavedPlan9,
     set: ImportedSet,
+    /// The first that may be given out here.
+    pub(super) next_port: u32,
+    pub(super) bridge_next_id: u64,
 }
 
 /// The machine as it was built.
@@ -41,29 +45,30 @@ pub(super) fn document(tree: &SavedTree) -> Result<Document, Refusal> {
 }
 
 /// Every controller, inert.
-pub(super) fn controllers(tree: &SavedTree, document: &Document) -> Result<Taken, Refusal> {
-    check_nics(tree, document)?;
-    check_promises(tree)?;
+pub(super) fn controllers(tree: SavedTree, document: &Document) -> Result<Taken, Refusal> {
+    check_nics(&tree, document)?;
+    check_promises(&tree)?;
     let scsi = scsi::import(&tree.vm.scsi)?;
     let mut pods = BTreeMap::new();
     let mut containers = BTreeMap::new();
     let mut set =
         ImportedSet { containers: Default::default(), disks: scsi.mirrored().into_iter().collect() };
-    for pod in &tree.pods {
-        pods.insert(pod.pod_id.to_string(), tree::import_pod(pod));
-        for saved in &pod.containers {
-            set.containers.insert(saved.container_id.clone());
-            let container = tree::import_container(pod, saved)?;
-            containers.insert(saved.container_id.to_string(), container);
-        }
-    }
     if !tree.vm.vpci.devices.is_empty() || !tree.vm.plan9.shares.is_empty() {
         return Err(Refusal::precondition(
             "vm.vpci, vm.plan9: devices and directories of the source's host cannot be had here; remove them from the pod",
         ));
     }
-    let (vpci, plan9) = (tree.vm.vpci.clone(), tree.vm.plan9.clone());
-    Ok(Taken { scsi, pods, containers, vpci, plan9, set })
+    for pod in tree.pods {
+        let id = pod.pod_id.to_string();
+        pods.insert(id.clone(), tree::import_pod(&pod));
+        for saved in pod.containers {
+            set.containers.insert(saved.container_id.clone());
+            let container = tree::import_container(id.clone(), saved)?;
+            containers.insert(container.id.clone(), container);
+        }
+    }
+    let SavedVm { vpci, plan9, next_port, bridge_next_id, .. } = tree.vm;
+    Ok(Taken { scsi, pods, containers, vpci, plan9, set, next_port: next_port.0, bridge_next_id })
 }
 
 impl Taken {

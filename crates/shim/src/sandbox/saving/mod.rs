@@ -122,7 +122,7 @@ impl Sandbox {
             plan9: saved.plan9,
         };
         let tree = SavedTree { vm: machine, pods: saved.pods };
-        // Sealing checks what an import would.
+        // Sealing asks what an import would.
         let config = tree.seal().map_err(|error| Refusal::unknown(error.to_string()))?;
         let sandbox_state = self.sandbox_state(&inner, &vm, options)?;
         export::freeze_all(&mut inner)?;
@@ -174,8 +174,9 @@ impl Sandbox {
         let tree = SavedTree::open(config).map_err(|error| Refusal::invalid(error.to_string()))?;
         let document = import::document(&tree)?;
         self.check_compat(&tree.vm.compat, &document).await?;
-        let taken = import::controllers(&tree, &document)?;
+        let taken = import::controllers(tree, &document)?;
         let set = taken.set();
+        let (next_port, bridge_next_id) = (taken.next_port, taken.bridge_next_id);
         let mut inner = self.inner();
         if !inner.containers.is_empty() {
             return Err(Refusal::precondition(
@@ -186,12 +187,7 @@ impl Sandbox {
             .set_machine(vm::state::Op::Import, Machine::Imported)
             .map_err(|error| Refusal::precondition(error.to_string()))?;
         taken.place(&mut inner, &self.shares, &self.devices)?;
-        inner.imported = Some(Imported {
-            document,
-            next_port: tree.vm.next_port.0,
-            bridge_next_id: tree.vm.bridge_next_id,
-            images,
-        });
+        inner.imported = Some(Imported { document, next_port, bridge_next_id, images });
         Ok(set)
     }
 

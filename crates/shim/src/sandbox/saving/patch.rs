@@ -113,7 +113,7 @@ impl Sandbox {
         let files: Vec<PathBuf> = {
             let mut inner = self.inner();
             let Ok(container) = inner.container(source.as_str()) else { return };
-            let scratch = container.scratch.iter().map(|disk| disk.reservation.clone());
+            let scratch = container.scratch.iter().map(|disk| disk.reservation);
             let disks: Vec<_> = scratch.chain(container.disk_volumes.values().cloned()).collect();
             disks.iter().filter_map(|id| inner.scsi.unplace(id)).collect()
         };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunlin_migration::refusal::Refusal;
-use dunlin_wire::ids::Digest;
+use dunlin_wire::ids::{Digest, Slot};
 use dunlin_wire::tree::{
     DiskAccess, DiskKind, DiskStage, MountStage, SavedDisk, SavedMount, SavedReservation, SavedScsi,
 };
@@ -14,6 +14,10 @@ use crate::device::scsi::{CONTROLLERS, Scsi};
 
 /// All four controllers exist, also the empty ones.
 pub(super) fn save(scsi: &Scsi) -> Result<SavedScsi, Refusal> {
+    let mut users: BTreeMap<Slot, u32> = BTreeMap::new();
+    for slot in scsi.reservations().values() {
+        *users.entry(*slot).or_default() += 1;
+    }
     let mut disks = BTreeMap::new();
     for (slot, disk) in scsi.disks() {
         let access = match &disk.content {
@@ -23,7 +27,6 @@ pub(super) fn save(scsi: &Scsi) -> Result<SavedScsi, Refusal> {
                 None => DiskAccess::Writable,
             },
         };
-        let users = scsi.reservations().values().filter(|used| **used == slot).count();
         let mount = SavedMount {
             guest_path: disk.mount.guest_path.clone(),
             read_only: disk.read_only(),
@@ -37,7 +40,7 @@ pub(super) fn save(scsi: &Scsi) -> Result<SavedScsi, Refusal> {
             options: disk.mount.options.clone(),
             ensure_filesystem: false,
             block_device: disk.mount.block_device,
-            ref_count: u32::try_from(users).unwrap_or(u32::MAX),
+            ref_count: users.get(&slot).copied().unwrap_or(0),
         };
         let saved = SavedDisk {
             source_path: disk.path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
@@ -57,7 +60,7 @@ pub(super) fn save(scsi: &Scsi) -> Result<SavedScsi, Refusal> {
     let reservations = scsi
         .reservations()
         .iter()
-        .map(|(id, slot)| (id.clone(), SavedReservation { slot: *slot, partition: 0 }))
+        .map(|(id, slot)| (*id, SavedReservation { slot: *slot, partition: 0 }))
         .collect();
     Ok(SavedScsi { controllers: CONTROLLERS, disks, reservations })
 }
@@ -120,6 +123,6 @@ pub(super) fn import(saved: &SavedScsi) -> Result<Scsi, Refusal> {
         };
         disks.insert(*slot, disk);
     }
-    let reservations = saved.reservations.iter().map(|(id, of)| (id.clone(), of.slot)).collect();
+    let reservations = saved.reservations.iter().map(|(id, of)| (*id, of.slot)).collect();
     Ok(Scsi::imported(disks, reservations, tokens))
 }

@@ -43,10 +43,8 @@ pub(super) fn save_pods(inner: &Inner, set_aside: SetAside<'_>) -> Result<Vec<Sa
 }
 
 fn save_container(container: &Container, set_aside: SetAside<'_>) -> Result<SavedContainer, Refusal> {
-    let layer = |disk: &DiskRef| SavedLayer {
-        reservation: disk.reservation.clone(),
-        guest_path: disk.guest_path.clone(),
-    };
+    let layer =
+        |disk: &DiskRef| SavedLayer { reservation: disk.reservation, guest_path: disk.guest_path.clone() };
     let mut init = None;
     let mut execs = BTreeMap::new();
     for (exec_id, process) in &container.processes {
@@ -127,15 +125,13 @@ pub(super) fn import_pod(saved: &SavedPod) -> Pod {
 }
 
 /// A container, inert.
-pub(super) fn import_container(pod: &SavedPod, saved: &SavedContainer) -> Result<Container, Refusal> {
-    let disk = |layer: &SavedLayer| DiskRef {
-        reservation: layer.reservation.clone(),
-        guest_path: layer.guest_path.clone(),
-    };
+pub(super) fn import_container(pod: String, saved: SavedContainer) -> Result<Container, Refusal> {
+    let disk = |layer: SavedLayer| DiskRef { reservation: layer.reservation, guest_path: layer.guest_path };
     let mut processes = BTreeMap::new();
-    processes.insert(INIT.to_owned(), import_process(INIT, &saved.init)?);
-    for (exec_id, process) in &saved.execs {
-        processes.insert(exec_id.to_string(), import_process(exec_id.as_str(), process)?);
+    processes.insert(INIT.to_owned(), import_process(INIT, saved.init)?);
+    for (exec_id, process) in saved.execs {
+        let process = import_process(exec_id.as_str(), process)?;
+        processes.insert(exec_id.into(), process);
     }
     let state = match saved.stage {
         ContainerStage::Created => container::State::Created,
@@ -149,31 +145,31 @@ pub(super) fn import_container(pod: &SavedPod, saved: &SavedContainer) -> Result
         }
     };
     Ok(Container {
-        id: saved.container_id.to_string(),
-        guest_id: saved.guest_container_id.to_string(),
-        pod: pod.pod_id.to_string(),
+        id: saved.container_id.into(),
+        guest_id: saved.guest_container_id.into(),
+        pod,
         role: saved.role,
         bundle: PathBuf::new(),
         state,
         hold: Hold::Imported,
         paused: saved.paused,
-        layers: saved.layers.iter().map(disk).collect(),
-        scratch: saved.scratch.as_ref().map(disk),
+        layers: saved.layers.into_iter().map(disk).collect(),
+        scratch: saved.scratch.map(disk),
         layers_combined: saved.layers_combined,
-        rootfs_path: saved.rootfs_path.clone(),
+        rootfs_path: saved.rootfs_path,
         in_guest: true,
-        plan9_reservations: saved.plan9_reservations.clone(),
-        vpci_devices: saved.vpci_devices.clone(),
-        copies: saved.copies.clone(),
-        disk_volumes: saved.disk_volumes.clone(),
+        plan9_reservations: saved.plan9_reservations,
+        vpci_devices: saved.vpci_devices,
+        copies: saved.copies,
+        disk_volumes: saved.disk_volumes,
         processes,
         annotations: BTreeMap::new(),
         resources: serde_json::Value::Null,
     })
 }
 
-fn import_process(exec_id: &str, saved: &SavedProcess) -> Result<Process, Refusal> {
-    let spec = (!saved.oci_process.is_empty()).then(|| saved.oci_process.clone());
+fn import_process(exec_id: &str, saved: SavedProcess) -> Result<Process, Refusal> {
+    let spec = (!saved.oci_process.is_empty()).then_some(saved.oci_process);
     if let Some(spec) = &spec {
         serde_json::from_slice::<serde::de::IgnoredAny>(spec).map_err(|error| {
             Refusal::invalid(format!("process {exec_id:?}: oci_process is not JSON ({error}); export again"))
@@ -212,7 +208,7 @@ mod tests {
         let process = Process::new("e1".into(), "/b".into(), stdio, Some(br#"{"args":[]}"#.to_vec()));
         let set_aside =
             |stdio: &Stdio| Ports { stdout: (!stdio.stdout.is_empty()).then_some(9), ..Ports::default() };
-        let again = import_process("e1", &save_process(&process, &set_aside).unwrap()).unwrap();
+        let again = import_process("e1", save_process(&process, &set_aside).unwrap()).unwrap();
         assert_eq!(again.state(), process::State::Created);
         assert_eq!(again.ports, Ports { stdout: Some(9), ..Ports::default() });
         assert_eq!(process.ports, Ports::default(), "here it gets its own when it starts");
@@ -227,14 +223,14 @@ mod tests {
         process.begin().unwrap();
         process.started(42, ports, Streams::default()).unwrap();
         process.stdin_closed = true;
-        let again = import_process("e1", &save_process(&process, &none).unwrap()).unwrap();
+        let again = import_process("e1", save_process(&process, &none).unwrap()).unwrap();
         assert_eq!(
             (again.state(), again.pid(), again.ports, again.spec, again.stdin_closed),
             (process::State::Running, 42, ports, process.spec.clone(), true)
         );
         let exit = Exit { code: 3, at: SystemTime::UNIX_EPOCH + Duration::from_nanos(1_500_000_001) };
         process.terminate(exit);
-        let again = import_process("e1", &save_process(&process, &none).unwrap()).unwrap();
+        let again = import_process("e1", save_process(&process, &none).unwrap()).unwrap();
         assert_eq!((again.state(), again.ended()), (process::State::Terminated, Some(exit)));
     }
 }

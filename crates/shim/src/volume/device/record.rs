@@ -87,7 +87,7 @@ mod tests {
         let volume = ReservationId::new("00000000-0000-0000-0000-000000000001").unwrap();
         assert_eq!(records.of(&one), None);
         records.forget(&one).unwrap();
-        records.note(&one, vec![volume.clone()], State::Left).unwrap();
+        records.note(&one, vec![volume], State::Left).unwrap();
         let record = records.of(&one).unwrap();
         assert_eq!((record.volumes, record.state), (vec![volume], State::Left));
         assert_eq!(records.of(&two), None);

@@ -1,15 +1,14 @@
 //! The machine's tables.
 
-use super::super::uuid;
 use super::super::{
     DIRECTORY_MAX, DiskAccess, SavedDisk, SavedMount, SavedPlan9, SavedScsi, SavedShare, SavedShareMount,
     SavedVpci,
 };
 use crate::Any;
-use crate::envelope::seal;
+use crate::envelope::{EnvelopeError, try_seal};
 use crate::saved;
 
-pub(super) fn scsi(scsi: &SavedScsi) -> Any {
+pub(super) fn scsi(scsi: &SavedScsi) -> Result<Any, EnvelopeError> {
     let mut message = saved::Scsi::new();
     message.num_controllers = scsi.controllers.into();
     for (slot, one) in &scsi.disks {
@@ -17,12 +16,12 @@ pub(super) fn scsi(scsi: &SavedScsi) -> Any {
     }
     for (id, reservation) in &scsi.reservations {
         let mut one = saved::Reservation::new();
-        one.reservation_id = uuid::bytes(id);
+        one.reservation_id = id.to_bytes();
         one.slot = reservation.slot.number();
         one.partition = reservation.partition;
         message.reservations.push(one);
     }
-    seal(message)
+    try_seal(message, &"config.vm.scsi")
 }
 
 fn disk(disk: &SavedDisk, directories: &mut Vec<String>) -> saved::Disk {
@@ -74,18 +73,18 @@ fn mount(mount: &SavedMount) -> saved::Mount {
     message
 }
 
-pub(super) fn plan9(plan9: &SavedPlan9) -> Any {
+pub(super) fn plan9(plan9: &SavedPlan9) -> Result<Any, EnvelopeError> {
     let mut message = saved::Plan9::new();
     message.no_writable_file_shares = plan9.no_writable_file_shares;
     message.name_counter = plan9.name_counter;
     message.shares = plan9.shares.iter().map(|(path, one)| (path.clone(), share(one))).collect();
     for (id, path) in &plan9.reservations {
         let mut one = saved::ShareReservation::new();
-        one.reservation_id = uuid::bytes(id);
+        one.reservation_id = id.to_bytes();
         one.host_path.clone_from(path);
         message.reservations.push(one);
     }
-    seal(message)
+    try_seal(message, &"config.vm.plan9")
 }
 
 fn share(share: &SavedShare) -> saved::Share {
@@ -108,7 +107,7 @@ fn share_mount(mount: &SavedShareMount) -> saved::ShareMount {
     message
 }
 
-pub(super) fn vpci(vpci: &SavedVpci) -> Any {
+pub(super) fn vpci(vpci: &SavedVpci) -> Result<Any, EnvelopeError> {
     let mut message = saved::Vpci::new();
     for (id, device) in &vpci.devices {
         let mut one = saved::VpciDevice::new();
@@ -118,5 +117,5 @@ pub(super) fn vpci(vpci: &SavedVpci) -> Any {
         one.ref_count = device.ref_count;
         message.devices.insert(id.clone(), one);
     }
-    seal(message)
+    try_seal(message, &"config.vm.vpci")
 }

@@ -8,23 +8,28 @@ use protobuf::well_known_types::timestamp::Timestamp;
 
 use super::super::{
     DIRECTORY_MAX, ProcessStage, SavedContainer, SavedLayer, SavedNetwork, SavedPod, SavedProcess,
-    SavedRoute, SavedTree, uuid,
+    SavedRoute, SavedScsi,
 };
 use crate::Any;
-use crate::envelope::seal;
+use crate::envelope::{EnvelopeError, Place, try_seal};
 use crate::saved;
 
-pub(super) fn pod(tree: &SavedTree, pod: &SavedPod) -> Any {
+pub(super) fn pod(scsi: &SavedScsi, pod: SavedPod, place: Place<'_>) -> Result<Any, EnvelopeError> {
     let mut message = saved::Pod::new();
-    message.pod_id = pod.pod_id.to_string();
-    message.guest_pod_id = pod.guest_pod_id.to_string();
-    message.network = pod.network.as_ref().map(network).into();
+    message.pod_id = pod.pod_id.into();
+    message.guest_pod_id = pod.guest_pod_id.into();
+    if let Some(network) = &pod.network {
+        message.network = Some(self::network(network, &format_args!("{place}.network"))?).into();
+    }
     let containers = &pod.containers;
     message.bundle_directory = containers.iter().find_map(bundle_directory).unwrap_or_default().to_owned();
     message.root_directory = containers.iter().find_map(root_directory).unwrap_or_default().to_owned();
     let said = (message.bundle_directory.as_str(), message.root_directory.as_str());
-    message.containers = pod.containers.iter().map(|one| container(tree, one, said)).collect();
-    seal(message)
+    let containers = pod.containers.into_iter().enumerate();
+    let containers =
+        containers.map(|(at, one)| container(scsi, one, said, &format_args!("{place}.containers[{at}]")));
+    message.containers = containers.collect::<Result<_, _>>()?;
+    try_seal(message, place)
 }
 
 /// Where the bundle is under the container's id.
@@ -42,7 +47,7 @@ fn directory(path: &str) -> Option<&str> {
     path.strip_suffix('/').filter(|path| (1..=DIRECTORY_MAX).contains(&path.len()))
 }
 
-fn network(network: &SavedNetwork) -> Any {
+fn network(network: &SavedNetwork, place: Place<'_>) -> Result<Any, EnvelopeError> {
     let mut message = saved::Network::new();
     message.namespace_id.clone_from(&network.namespace_id);
     message.policy_based_routing = network.policy_based_routing;
@@ -60,7 +65,7 @@ fn network(network: &SavedNetwork) -> Any {
         one.neighbours = endpoint.neighbours.iter().map(neighbour).collect();
         message.endpoints.insert(id.clone(), one);
     }
-    seal(message)
+    try_seal(message, place)
 }
 
 fn route(route: &SavedRoute) -> saved::Route {
@@ -79,10 +84,15 @@ fn neighbour((address, mac): &(IpAddr, String)) -> saved::Neighbour {
 }
 
 /// `said`: the pod's directories of bundles and of roots; empty: none.
-fn container(tree: &SavedTree, container: &SavedContainer, said: (&str, &str)) -> Any {
+fn container(
+    scsi: &SavedScsi,
+    container: SavedContainer,
+    said: (&str, &str),
+    place: Place<'_>,
+) -> Result<Any, EnvelopeError> {
     let (bundles, roots) = said;
     let mut message = saved::Container::new();
-    message.container_id = container.container_id.to_string();
+    let same_bundle = bundle_directory(&container) == Some(bundles);
     if container.guest_container_id != container.container_id {
         message.guest_container_id = container.guest_container_id.to_string();
     }
@@ -90,50 +100,56 @@ fn container(tree: &SavedTree, container: &SavedContainer, said: (&str, &str)) -
     message.stage = saved::ContainerStage::from(container.stage).into();
     message.paused = container.paused;
     message.io_retry_timeout = duration(container.io_retry_timeout).into();
-    message.layers = container.layers.iter().map(|one| layer(tree, one)).collect();
-    message.scratch = container.scratch.as_ref().map(|one| layer(tree, one)).into();
+    message.layers = container.layers.iter().map(|one| layer(scsi, one)).collect();
+    message.scratch = container.scratch.as_ref().map(|one| layer(scsi, one)).into();
     message.layers_combined = container.layers_combined;
-    if root_directory(container) != Some(roots) {
-        message.rootfs_path.clone_from(&container.rootfs_path);
+    if root_directory(&container) != Some(roots) {
+        message.rootfs_path = container.rootfs_path;
     }
-    message.scsi_reservations = container.scsi_reservations.iter().map(uuid::bytes).collect();
-    message.plan9_reservations = container.plan9_reservations.iter().map(uuid::bytes).collect();
-    message.vpci_devices = container.vpci_devices.iter().cloned().collect();
-    for (destination, guest_path) in &container.copies {
+    message.scsi_reservations = container.scsi_reservations.iter().map(|id| id.to_bytes()).collect();
+    message.plan9_reservations = container.plan9_reservations.iter().map(|id| id.to_bytes()).collect();
+    message.vpci_devices = container.vpci_devices.into_iter().collect();
+    message.container_id = container.container_id.into();
+    for (destination, guest_path) in container.copies {
         let mut copy = saved::Copy::new();
-        copy.destination.clone_from(destination);
-        copy.guest_path.clone_from(guest_path);
+        copy.destination = destination;
+        copy.guest_path = guest_path;
         message.copies.push(copy);
     }
-    for (destination, reservation) in &container.disk_volumes {
+    for (destination, reservation) in container.disk_volumes {
         let mut disk = saved::DiskVolume::new();
-        disk.destination.clone_from(destination);
-        disk.reservation_id = uuid::bytes(reservation);
+        disk.destination = destination;
+        disk.reservation_id = reservation.to_bytes();
         message.disk_volumes.push(disk);
     }
-    let said = bundle_directory(container) == Some(bundles);
-    message.processes.insert(String::new(), process(&container.init, said));
-    for (id, one) in &container.execs {
-        message.processes.insert(id.to_string(), process(one, one.bundle == container.init.bundle));
+    // Of the execs: as the init's.
+    let bundle = container.init.bundle.clone();
+    let init = process(container.init, same_bundle, &format_args!("{place}.processes[\"\"]"))?;
+    message.processes.insert(String::new(), init);
+    for (id, one) in container.execs {
+        let at = format_args!("{place}.processes[{:?}]", id.as_str());
+        let said = one.bundle == bundle;
+        let one = process(one, said, &at)?;
+        message.processes.insert(id.to_string(), one);
     }
-    seal(message)
+    try_seal(message, place)
 }
 
-fn layer(tree: &SavedTree, layer: &SavedLayer) -> saved::LayerReservation {
+fn layer(scsi: &SavedScsi, layer: &SavedLayer) -> saved::LayerReservation {
     let mut message = saved::LayerReservation::new();
-    message.reservation_id = uuid::bytes(&layer.reservation);
-    if tree.vm.scsi.mount_path(&layer.reservation) != Some(layer.guest_path.as_str()) {
+    message.reservation_id = layer.reservation.to_bytes();
+    if scsi.mount_path(&layer.reservation) != Some(layer.guest_path.as_str()) {
         message.guest_path.clone_from(&layer.guest_path);
     }
     message
 }
 
 /// `said`: its container says where its bundle is.
-fn process(process: &SavedProcess, said: bool) -> Any {
+fn process(process: SavedProcess, said: bool, place: Place<'_>) -> Result<Any, EnvelopeError> {
     let mut message = saved::Process::new();
     message.pid = process.pid().map_or(0, |pid| pid.0);
-    message.bundle = (!said).then(|| process.bundle.clone());
-    message.oci_process_json.clone_from(&process.oci_process);
+    message.bundle = (!said).then_some(process.bundle);
+    message.oci_process_json = process.oci_process;
     message.io_retry_timeout = duration(process.io_retry_timeout).into();
     message.stdin_port = process.stdin.map_or(0, |port| port.0);
     message.stdout_port = process.stdout.map_or(0, |port| port.0);
@@ -155,7 +171,7 @@ fn process(process: &SavedProcess, said: bool) -> Any {
         }
     }
     .into();
-    seal(message)
+    try_seal(message, place)
 }
 
 fn duration(duration: Option<Duration>) -> Option<DurationMessage> {

@@ -433,7 +433,7 @@ pub(super) fn tree() -> impl Strategy<Value = SavedTree> {
 /// What was let through can be saved again, and is the same.
 fn taken_whole_or_refused(any: &Any) {
     if let Ok(tree) = SavedTree::open(any) {
-        let again = tree.seal().expect("what was imported can be exported");
+        let again = tree.clone().seal().expect("what was imported can be exported");
         assert_eq!(SavedTree::open(&again).unwrap(), tree);
     }
 }
@@ -443,10 +443,10 @@ proptest! {
 
     #[test]
     fn save_then_import_is_identity(tree in tree()) {
-        let sealed = tree.seal().unwrap();
+        let sealed = tree.clone().seal().unwrap();
         let opened = SavedTree::open(&sealed).unwrap();
         prop_assert_eq!(&opened, &tree);
-        prop_assert_eq!(opened.seal().unwrap(), sealed);
+        prop_assert_eq!(opened.clone().seal().unwrap(), sealed);
         let writable: BTreeSet<Slot> = tree.vm.scsi.disks.iter()
             .filter(|(_, disk)| disk.access == DiskAccess::Writable).map(|(slot, _)| *slot).collect();
         prop_assert_eq!(opened.mirrored_slots(), writable);

@@ -24,7 +24,7 @@ fn golden<T: Payload + PartialEq>(sealed: &Any, name: &str, file: &str) -> T {
     assert_eq!(sealed.type_url, format!("type.dunlin.dev/dunlin.{name}.v1"));
     assert_eq!(hex(&sealed.value), file, "tests/golden/{name}.hex");
     let any = Any { type_url: sealed.type_url.clone(), value: bytes(file), ..Any::default() };
-    open(&any, name).unwrap()
+    open(&any, &name).unwrap()
 }
 
 macro_rules! golden {

@@ -25,10 +25,10 @@ const PLACES: [&str; 9] = [
 /// The full tree with the payload at `place` changed, and everything above it sealed anew.
 fn tampered(place: &str, change: impl FnOnce(&mut Any)) -> Any {
     let mut config = full().seal().unwrap();
-    let mut migration: saved::Migration = open(&config, "").unwrap();
-    let mut vm: saved::Vm = open(&migration.vm, "").unwrap();
-    let mut pod: saved::Pod = open(&migration.pods[0], "").unwrap();
-    let mut container: saved::Container = open(&pod.containers[1], "").unwrap();
+    let mut migration: saved::Migration = open(&config, &"").unwrap();
+    let mut vm: saved::Vm = open(&migration.vm, &"").unwrap();
+    let mut pod: saved::Pod = open(&migration.pods[0], &"").unwrap();
+    let mut container: saved::Container = open(&pod.containers[1], &"").unwrap();
     match place {
         "config" => {
             change(&mut config);
@@ -143,7 +143,7 @@ fn oversized_payloads() {
 
 /// Changes one message of type T.
 fn message<T: Payload>(any: &mut Any, change: impl FnOnce(&mut T)) {
-    let mut message: T = open(any, "").unwrap();
+    let mut message: T = open(any, &"").unwrap();
     change(&mut message);
     *any = seal(message);
 }
@@ -303,10 +303,14 @@ fn malformed_fields() {
     refused::<saved::Container>(container, &["io_retry_timeout", "negative"], |container| {
         container.io_retry_timeout.mut_or_insert_default().seconds = -1;
     });
-    refused::<saved::Container>(container, &["copies[0].guest_path", "plain absolute path"], |container| {
-        container.copies[0].guest_path = "/run/mounts/../../etc".into();
-    });
-    refused::<saved::Container>(container, &["copies[1].destination", "plain absolute path"], |container| {
+    refused::<saved::Container>(
+        container,
+        &["copies[\"/etc/app\"].guest_path", "plain absolute path"],
+        |container| {
+            container.copies[0].guest_path = "/run/mounts/../../etc".into();
+        },
+    );
+    refused::<saved::Container>(container, &["copies[\"etc\"]", "plain absolute path"], |container| {
         container.copies[1].destination = "etc".into();
     });
     refused::<saved::Container>(container, &["copies[2]", "/etc/app"], |container| {

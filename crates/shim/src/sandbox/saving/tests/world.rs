@@ -308,7 +308,7 @@ impl World {
     pub(super) fn import(&self, config: &Any) -> Result<(), Refusal> {
         let tree = SavedTree::open(config).map_err(|error| Refusal::invalid(error.to_string()))?;
         let document = import::document(&tree)?;
-        let taken = import::controllers(&tree, &document)?;
+        let taken = import::controllers(tree, &document)?;
         taken.place(&mut self.sandbox.inner(), &self.sandbox.shares, &self.sandbox.devices)
     }
 
