@@ -28,8 +28,8 @@ const SECOND_POD: &[(&str, &str)] = &[
     ("io.kubernetes.cri.sandbox-id", "p1"),
     ("io.microsoft.cri.virtual-pod-id", "p2"),
 ];
-/// Between two lines of 5 to 12 KiB.
-const PAUSE: u32 = 150;
+/// Between two lines of 5 to 12 KiB: some 1.5 MiB/s in total where the machine has time for it.
+const PAUSE: u32 = 100;
 const SOON: Duration = Duration::from_secs(120);
 const FEED: Duration = Duration::from_millis(150);
 
