@@ -15,6 +15,7 @@ mod oracle;
 mod pods;
 mod streams;
 mod terminal;
+mod upload;
 
 pub use command::Run;
 pub use container::Container;
@@ -31,3 +32,4 @@ pub use oracle::{Oracle, allocated, scratch_image};
 pub use pods::{Pods, Process, Work};
 pub use streams::{Feeder, Reader};
 pub use terminal::Terminal;
+pub use upload::Upload;

@@ -130,8 +130,9 @@ impl Gap {
     }
 }
 
+/// What the threads of a connection tell the test.
 #[derive(Default)]
-struct Seen {
+pub(crate) struct Seen {
     ended: AtomicBool,
     answers: AtomicU64,
     /// Since they were last asked for.
@@ -140,12 +141,21 @@ struct Seen {
 }
 
 impl Seen {
-    fn note_break(&self, reason: String) {
+    /// The test is done with the connection.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_break(&self, reason: String) {
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         broken.get_or_insert(reason);
     }
 
-    fn broken(&self) -> Option<String> {
+    pub(crate) fn broken(&self) -> Option<String> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -176,7 +186,7 @@ impl Echo {
 
     fn ask(mut stream: TcpStream, seen: &Seen) -> Result<(), String> {
         let (mut number, mut last) = (0_u64, Instant::now());
-        while !seen.ended.load(Ordering::Relaxed) {
+        while !seen.has_ended() {
             let begun = Instant::now();
             number += 1;
             let mut answer = [0; WORD];
@@ -237,7 +247,7 @@ impl Echo {
 
 impl Drop for Echo {
     fn drop(&mut self) {
-        self.seen.ended.store(true, Ordering::Relaxed);
+        self.seen.end();
         // Not joined: it may be waiting for a peer that is gone, and ends by itself.
         drop(self.thread.take());
     }
@@ -266,23 +276,18 @@ impl Download {
         let (seen, bytes) = (Arc::new(Seen::default()), Arc::new(AtomicU64::new(0)));
         let (noted, counted) = (Arc::clone(&seen), Arc::clone(&bytes));
         thread::spawn(move || {
-            if let Err(reason) = Download::read(stream, &pattern, &noted.ended, &counted) {
+            if let Err(reason) = Download::read(stream, &pattern, &noted, &counted) {
                 noted.note_break(reason);
             }
         });
         Download { seen, bytes }
     }
 
-    fn read(
-        mut stream: TcpStream,
-        pattern: &[u8],
-        ended: &AtomicBool,
-        counted: &AtomicU64,
-    ) -> Result<(), String> {
+    fn read(mut stream: TcpStream, pattern: &[u8], seen: &Seen, counted: &AtomicU64) -> Result<(), String> {
         let mut buffer = vec![0; Download::BUFFER];
         let (mut total, mut at) = (0_u64, 0_usize);
         let (mut window, mut in_window) = (Instant::now(), 0_u64);
-        while !ended.load(Ordering::Relaxed) {
+        while !seen.has_ended() {
             let count = stream.read(&mut buffer).map_err(|error| format!("after {total} bytes: {error}"))?;
             if count == 0 {
                 return Err(format!("it ended after {total} bytes"));
@@ -346,7 +351,7 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        self.seen.ended.store(true, Ordering::Relaxed);
+        self.seen.end();
     }
 }
 
