@@ -281,26 +281,40 @@ fn two_nics_move_together(lab: &Lab) {
 }
 
 fn each_mtu_is_the_guests_own(lab: &Lab) {
-    for (id, mtu, address) in [("n-1400", 1400_usize, "10.88.0.14"), ("n-9000", 9000, "10.88.0.90")] {
-        let (cidr, text) = (format!("{address}/16"), mtu.to_string());
-        let nets = PodNet::on_both(lab, id, &["--address", &cidr, "--mtu", &text]);
+    for (id, mtu, last) in [("n-1400", 1400_usize, "14"), ("n-9000", 9000, "90")] {
+        let text = mtu.to_string();
+        // Both families on each of two NICs.
+        let own =
+            [("eth0", "10.88.0", 16), ("eth0", "fd88:", 64), ("eth1", "10.89.0", 16), ("eth1", "fd89:", 64)];
+        let own = own.map(|(nic, net, prefix)| {
+            let address = format!("{net}{}{last}", if net.ends_with(':') { ":" } else { "." });
+            (format!("{nic}={address}/{prefix}"), address)
+        });
+        let mut options = vec!["--mtu", &text, "--nics", "2"];
+        options.extend(own.iter().flat_map(|(option, _)| ["--address", option]));
+        let nets = PodNet::on_both(lab, id, &options);
         let container = server(lab, id, &nets[0].path());
-        let connection = Echo::start(&at(address, ECHO));
+        let connections = own.each_ref().map(|(_, address)| Echo::start(&at(address, ECHO)));
         for (number, host) in [Host::A, Host::B, Host::A].into_iter().enumerate() {
             if number > 0 {
                 migrate(lab, host.other(), id, &[]);
-                connection.await_more(20);
+                connections.iter().for_each(|connection| connection.await_more(20));
             }
-            let inside = container.exec(host, &format!("mtu-{number}"), &["cat", "/sys/class/net/eth0/mtu"]);
-            assert_eq!(inside.ok().trim(), text, "in the guest on host {host}");
-            let answered = ping(address, mtu, ANSWERED);
-            assert!(answered, "a whole packet of {mtu} bytes has no answer on host {host}");
-            if mtu < 9000 {
-                let answered = ping(address, mtu + 100, MOMENT);
-                assert!(!answered, "{} bytes went through an MTU of {mtu}", mtu + 100);
+            let shown = ["cat", "/sys/class/net/eth0/mtu", "/sys/class/net/eth1/mtu"];
+            let inside = container.exec(host, &format!("mtu-{number}"), &shown).ok();
+            assert_eq!(inside, format!("{text}\n{text}\n"), "in the guest on host {host}");
+            for (_, address) in &own {
+                // There and back: the guest, whose MTU is that, answers with as much.
+                let answered = ping(address, mtu, ANSWERED);
+                assert!(answered, "a whole packet of {mtu} bytes to {address} has no answer on host {host}");
+                // Which costs a moment, so it is tried on one of the hosts.
+                if mtu < 9000 && host == Host::B {
+                    let answered = ping(address, mtu + 100, MOMENT);
+                    assert!(!answered, "{} bytes to {address} went through an MTU of {mtu}", mtu + 100);
+                }
             }
         }
-        drop(connection);
+        drop(connections);
         container.remove(Host::A);
     }
 }

@@ -368,6 +368,65 @@ pub fn fetch(address: &str) -> Vec<u8> {
     bytes
 }
 
+/// What differs between the two families in an echo that must not be fragmented.
+struct Family {
+    domain: libc::c_int,
+    protocol: libc::c_int,
+    /// Level, name and value of the options that forbid it.
+    whole: &'static [(libc::c_int, libc::c_int, libc::c_int)],
+    /// Types of request and reply.
+    types: [u8; 2],
+    /// IP's header, bytes.
+    header: usize,
+    /// Of it, what a raw socket hands out.
+    shown: usize,
+}
+
+impl Family {
+    fn of(address: IpAddr) -> Family {
+        match address {
+            IpAddr::V4(_) => Family {
+                domain: libc::AF_INET,
+                protocol: libc::IPPROTO_ICMP,
+                whole: &[(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)],
+                types: [8, 0],
+                header: 20,
+                shown: 20,
+            },
+            IpAddr::V6(_) => Family {
+                domain: libc::AF_INET6,
+                protocol: libc::IPPROTO_ICMPV6,
+                whole: &[
+                    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+                    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1),
+                ],
+                types: [128, 129],
+                header: 40,
+                shown: 0,
+            },
+        }
+    }
+
+    fn socket(&self) -> std::net::UdpSocket {
+        // SAFETY: no pointers; the result is checked before it is used.
+        let socket = unsafe { libc::socket(self.domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, self.protocol) };
+        assert!(socket >= 0, "a raw socket: {}", std::io::Error::last_os_error());
+        // SAFETY: it is open, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        for (level, name, value) in self.whole {
+            // SAFETY: the value is an int, as its length says, and outlives the call.
+            let set = unsafe {
+                libc::setsockopt(socket.as_raw_fd(), *level, *name, std::ptr::from_ref(value).cast(), 4)
+            };
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        }
+        // Only the methods of a UDP socket are used that mean the same for a raw one.
+        let socket = std::net::UdpSocket::from(socket);
+        socket.set_read_timeout(Some(Duration::from_millis(200))).expect("an option of sockets");
+        socket
+    }
+}
+
 /// Sends ICMP echoes of `length` bytes, IP's header included, that must not be fragmented on their way;
 /// says whether one came back in time.
 ///
@@ -376,37 +435,15 @@ pub fn fetch(address: &str) -> Vec<u8> {
 #[track_caller]
 pub fn ping(to: &str, length: usize, within: Duration) -> bool {
     let to: IpAddr = to.parse().expect("an address");
-    let IpAddr::V4(to) = to else { panic!("{to} is no IPv4 address") };
-    const IP_HEADER: usize = 20;
-    const IP_MTU_DISCOVER: libc::c_int = 10;
-    const IP_PMTUDISC_DO: libc::c_int = 2;
+    let family = Family::of(to);
     at_client(move || {
-        // SAFETY: no pointers; the result is checked before it is used.
-        let socket =
-            unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP) };
-        assert!(socket >= 0, "a raw socket: {}", std::io::Error::last_os_error());
-        // SAFETY: it is open, and nobody else's.
-        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        let option = IP_PMTUDISC_DO;
-        // SAFETY: the value is an int, as its length says, and outlives the call.
-        let set = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_IP,
-                IP_MTU_DISCOVER,
-                (&raw const option).cast(),
-                4,
-            )
-        };
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-        // Only the methods of a UDP socket are used that mean the same for a raw one.
-        let socket = std::net::UdpSocket::from(socket);
-        socket.set_read_timeout(Some(Duration::from_millis(200))).expect("an option of sockets");
+        let socket = family.socket();
         let identity = u16::try_from(length).expect("an IP packet");
-        let mut packet = vec![0x5a; length - IP_HEADER];
-        packet[..4].copy_from_slice(&[8, 0, 0, 0]);
+        let mut packet = vec![0x5a; length - family.header];
+        packet[..4].copy_from_slice(&[family.types[0], 0, 0, 0]);
         packet[4..6].copy_from_slice(&identity.to_be_bytes());
         packet[6..8].copy_from_slice(&1_u16.to_be_bytes());
+        // The kernel puts ICMPv6's own sum over this one.
         let sum = checksum(&packet);
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
         let target = SocketAddr::from((to, 0));
@@ -416,9 +453,11 @@ pub fn ping(to: &str, length: usize, within: Duration) -> bool {
             assert!(sent.is_ok(), "a packet of {length} bytes cannot be sent: {sent:?}");
             let mut answer = vec![0; length + 100];
             while let Ok((count, from)) = socket.recv_from(&mut answer) {
-                let is_reply =
-                    count == length && answer[IP_HEADER] == 0 && answer[IP_HEADER + 4..count] == packet[4..];
-                if from.ip() == IpAddr::V4(to) && is_reply {
+                let answer = &answer[family.shown.min(count)..count];
+                let is_reply = answer.len() == packet.len()
+                    && answer[0] == family.types[1]
+                    && answer[4..] == packet[4..];
+                if from.ip() == to && is_reply {
                     return true;
                 }
             }
