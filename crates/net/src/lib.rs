@@ -31,7 +31,7 @@ pub use announce::Announcer;
 pub use configure::Wanted;
 pub use device::Control;
 pub use error::NetError;
-pub use interface::{Interface, Neighbour, Route, mac_text};
+pub use interface::{Interface, Neighbour, Route, mac_text, missing};
 pub use namespace::{Namespace, NamespaceId};
 pub use rtnetlink::Handle;
 pub use tail::{Injector, Tail};

@@ -247,21 +247,31 @@ fn planned(nic: &Nic) -> String {
         [] => "what it is given there".to_owned(),
         some => addresses(some),
     };
+    let (ways, ways_there) = (ways(&nic.routes, nic.mtu), ways(&nic.destination_routes, nic.destination_mtu));
     let fate = match nic.fate.as_str() {
-        KEPT => format!("keeps {own}"),
-        REBOUND => format!("will have {there} in place of {own}: its connections will be LOST"),
+        KEPT => format!("keeps {own}{ways}"),
+        REBOUND => {
+            format!("will have {there}{ways_there} in place of {own}{ways}: its connections will be LOST")
+        }
         EXPECTED => format!("is to keep {own}; its namespace is made during the move and compared then"),
         other => format!("{other}: {own}"),
     };
     format!("network: {} of {} {fate}", nic.name, nic.pod)
 }
 
+/// How a NIC leads out, after its addresses: `, default by 10.1.2.1, MTU 1400`.
+fn ways(routes: &[String], mtu: u32) -> String {
+    let mtu = (mtu > 0).then(|| format!("MTU {mtu}"));
+    routes.iter().cloned().chain(mtu).fold(String::new(), |text, way| text + ", " + &way)
+}
+
 /// A NIC after the move.
 fn settled(nic: &Nic) -> String {
     let (own, there) = (addresses(&nic.addresses), addresses(&nic.destination_addresses));
+    let (ways, ways_there) = (ways(&nic.routes, nic.mtu), ways(&nic.destination_routes, nic.destination_mtu));
     let fate = match nic.fate.as_str() {
-        REBOUND => format!("rebound from {own} to {there}"),
-        fate => format!("{fate} {own}"),
+        REBOUND => format!("rebound from {own} to {there}{ways_there}"),
+        fate => format!("{fate} {own}{ways}"),
     };
     format!("{} of {} ({}) {fate}", nic.name, nic.pod, nic.mac)
 }
@@ -370,15 +380,27 @@ mod tests {
             fate: KEPT.into(),
             addresses: vec!["10.1.2.3/24".into(), "fd00::3/64".into()],
             destination_addresses: vec!["10.9.9.9/24".into()],
+            routes: vec!["default by 10.1.2.1".into()],
+            destination_routes: vec!["default by 10.9.9.1".into()],
+            mtu: 1500,
+            destination_mtu: 1400,
         };
         let text = moved(&Report { nics: vec![nic.clone()], ..report() });
-        let line = "\n  network      eth0 of web (02:00:00:00:00:01) kept 10.1.2.3/24 fd00::3/64";
+        let line = "\n  network      eth0 of web (02:00:00:00:00:01) kept 10.1.2.3/24 fd00::3/64, default by 10.1.2.1, MTU 1500";
         assert!(text.ends_with(line), "{text}");
         assert!(!planned(&nic).contains("LOST"));
         nic.fate = REBOUND.into();
         let text = moved(&Report { nics: vec![nic.clone()], ..report() });
-        assert!(text.ends_with(" rebound from 10.1.2.3/24 fd00::3/64 to 10.9.9.9/24"), "{text}");
-        assert!(planned(&nic).contains("10.9.9.9/24 in place of") && planned(&nic).ends_with("LOST"));
+        assert!(
+            text.ends_with(
+                " rebound from 10.1.2.3/24 fd00::3/64 to 10.9.9.9/24, default by 10.9.9.1, MTU 1400"
+            ),
+            "{text}"
+        );
+        assert!(
+            planned(&nic).contains("10.9.9.9/24, default by 10.9.9.1, MTU 1400 in place of")
+                && planned(&nic).ends_with("LOST")
+        );
         assert_eq!(json!(Report { nics: vec![nic], ..report() })["nics"][0]["fate"], REBOUND);
     }
 

@@ -10,7 +10,7 @@ use dunlin_wire::Any;
 use dunlin_wire::handover::{Preamble, Stream, Token};
 use dunlin_wire::ids::{SessionId, Slot};
 use dunlin_wire::service::NotificationsResponse;
-use dunlin_wire::tree::{SavedEndpoint, SavedTree};
+use dunlin_wire::tree::SavedTree;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 use ttrpc::r#async::ClientStreamReceiver;
@@ -165,10 +165,7 @@ impl Hands {
         let disks: Vec<Slot> = tree.mirrored_slots().into_iter().collect();
         let guests = tree.pods.iter().flat_map(|pod| {
             let endpoints = pod.network.iter().flat_map(|network| network.endpoints.values());
-            endpoints.map(|endpoint| {
-                let SavedEndpoint { name, mac, mtu, .. } = endpoint;
-                (pod.pod_id.to_string(), GuestNic { name: name.clone(), mac: mac.clone(), mtu: *mtu })
-            })
+            endpoints.map(|endpoint| (pod.pod_id.to_string(), GuestNic::saved(endpoint)))
         });
         let guests = guests.collect();
         let exported = self.exports.open(self.session.as_str(), self.remote.name(), &tree);

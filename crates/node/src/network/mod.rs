@@ -18,16 +18,17 @@ pub(crate) mod holding;
 pub(crate) mod namespaces;
 pub(crate) mod spec;
 
+use dunlin_wire::tree::{SavedEndpoint, SavedRoute};
 use serde::{Deserialize, Serialize};
 
-use crate::proto::Interface;
+use crate::proto::{Interface, Route};
 
 /// Annotation of a pod's own container: `rebind` gives its NICs the destination's addresses.
 pub(crate) const NETWORK: &str = "dev.dunlin.network";
 /// The value of [`NETWORK`] that asks for it.
 pub(crate) const REBIND: &str = "rebind";
 /// Annotation of a pod's own container that arrived with its addresses: its network cards as the guest has them, JSON
-/// of [`GuestNic`]s. The interface beside the machine may have another MAC, and an MTU that is larger.
+/// of [`GuestNic`]s. The interface beside the machine may have another MAC, an MTU that is larger, and more routes.
 pub(crate) const NICS: &str = "dev.dunlin.network.nics";
 
 /// A network card of a guest.
@@ -36,6 +37,48 @@ pub(crate) struct GuestNic {
     pub(crate) name: String,
     pub(crate) mac: String,
     pub(crate) mtu: u32,
+    /// None: noted by a node that did not tell them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) routes: Option<Vec<GuestRoute>>,
+}
+
+/// A route that a guest was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GuestRoute {
+    pub(crate) destination: String,
+    /// Empty: it is on the link.
+    #[serde(default)]
+    pub(crate) gateway: String,
+}
+
+impl GuestNic {
+    /// One of a shim's saved state.
+    pub(crate) fn saved(endpoint: &SavedEndpoint) -> GuestNic {
+        let route = |route: &SavedRoute| GuestRoute {
+            destination: route.destination.to_string(),
+            gateway: route.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+        };
+        GuestNic {
+            name: endpoint.name.clone(),
+            mac: endpoint.mac.clone(),
+            mtu: endpoint.mtu,
+            routes: Some(endpoint.routes.iter().map(route).collect()),
+        }
+    }
+
+    /// The card that stands for this interface.
+    fn of(interface: &Interface) -> GuestNic {
+        let route = |route: &Route| GuestRoute {
+            destination: route.destination.clone(),
+            gateway: route.gateway.clone(),
+        };
+        GuestNic {
+            name: interface.name.clone(),
+            mac: interface.mac.clone(),
+            mtu: interface.mtu,
+            routes: Some(interface.routes.iter().map(route).collect()),
+        }
+    }
 }
 
 /// Has `interfaces`, which are those beside the machine, say what the guest has: each meets the card of its name, or
@@ -47,6 +90,13 @@ pub(crate) fn as_the_guest_has_it(interfaces: &mut [Interface], nics: &[GuestNic
         if let Some(nic) = named.or(nics.first().filter(|_| both_alone)) {
             interface.mac.clone_from(&nic.mac);
             interface.mtu = nic.mtu;
+            let route = |route: &GuestRoute| Route {
+                destination: route.destination.clone(),
+                gateway: route.gateway.clone(),
+            };
+            if let Some(routes) = &nic.routes {
+                interface.routes = routes.iter().map(route).collect();
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{GuestNic, NICS, as_the_guest_has_it};
 use crate::containerd::{CRI_TYPE, VIRTUAL_POD};
-use crate::proto::{ContainerFacts, Interface, NamespaceChoice, PodNetwork};
+use crate::proto::{ContainerFacts, Interface, NamespaceChoice, PodNetwork, Route};
 
 /// Where a host has its named namespaces. One that another host asks for is looked for nowhere else.
 const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
@@ -106,10 +106,15 @@ pub(crate) async fn interfaces(path: &Path) -> Result<Vec<Interface>, NetError> 
     let serves = |interface: &dunlin_net::Interface| {
         interface.up && interface.name != "lo" && interface.kind.as_deref() != Some(TAP)
     };
+    let route = |route: &dunlin_net::Route| Route {
+        destination: route.destination.to_string(),
+        gateway: route.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+    };
     let told = |interface: dunlin_net::Interface| Interface {
         mac: mac_text(interface.mac),
         mtu: interface.mtu,
         addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+        routes: interface.routes.iter().map(route).collect(),
         name: interface.name,
     };
     Ok(found.into_iter().filter(serves).map(told).collect())

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{GuestNic, NETWORK, NICS, REBIND};
-use crate::proto::{ContainerFacts, Interface, NetworkMode, SandboxFacts};
+use crate::proto::{ContainerFacts, NetworkMode, SandboxFacts};
 
 /// The annotation that container `id` gets, if it is a pod with a network: what is wanted of its cards, or else what
 /// they are.
@@ -12,12 +12,7 @@ pub(crate) fn note(sandbox: &SandboxFacts, id: &str) -> Option<(&'static str, St
     if sandbox.network() == NetworkMode::Rebind {
         return Some((NETWORK, REBIND.to_owned()));
     }
-    let nic = |interface: &Interface| GuestNic {
-        name: interface.name.clone(),
-        mac: interface.mac.clone(),
-        mtu: interface.mtu,
-    };
-    let nics: Vec<GuestNic> = pod.interfaces.iter().map(nic).collect();
+    let nics: Vec<GuestNic> = pod.interfaces.iter().map(GuestNic::of).collect();
     Some((NICS, serde_json::to_string(&nics).unwrap_or_default()))
 }
 
@@ -58,7 +53,7 @@ fn settle(spec: &mut Map<String, Value>, id: &str, sandbox: &SandboxFacts) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::PodNetwork;
+    use crate::proto::{Interface, PodNetwork, Route};
 
     #[test]
     fn the_destinations_namespace_takes_the_place_of_the_sources() {
@@ -96,6 +91,7 @@ mod tests {
             mac: "02:00:00:00:00:01".into(),
             mtu: 1400,
             addresses: Vec::new(),
+            routes: vec![Route { destination: "0.0.0.0/0".into(), gateway: "10.1.2.1".into() }],
         };
         sandbox.networks[0].interfaces = vec![interface.clone()];
         let kept = settled("pod", &sandbox);
@@ -107,6 +103,7 @@ mod tests {
             mac: "06:00:00:00:00:09".into(),
             mtu: 9000,
             addresses: Vec::new(),
+            routes: Vec::new(),
         }];
         crate::network::as_the_guest_has_it(&mut beside, &nics);
         assert_eq!(beside[0], Interface { name: "net7".into(), ..interface });

@@ -34,6 +34,11 @@ pub(crate) enum NetworkError {
     )]
     Addresses { name: String, path: String, wanted: String, there: String },
     #[error(
+        "network interface {name}: the pod goes out by the routes {wanted}, and the network namespace {path} has \
+         {there}; give it the same gateways, or move with --network rebind, which breaks its connections"
+    )]
+    Routes { name: String, path: String, wanted: String, there: String },
+    #[error(
         "network interface {name}: the pod's packets have up to {wanted} bytes, and {there} are let through in the \
          network namespace {path}; raise its MTU, or move with --network rebind"
     )]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_bridge::message::{IpConfig, Neighbor, NetworkAdapter, Route as AdapterRoute};
-use dunlin_net::{Interface, Tap, mac_text};
+use dunlin_net::{Interface, Route, Tap, mac_text, missing};
 use dunlin_qemu::RootPort;
 use dunlin_wire::tree::{SavedEndpoint, SavedRoute};
 
@@ -107,7 +107,12 @@ pub(crate) fn pairs(
     Ok(pairs)
 }
 
-/// Keep: the same addresses, and room for the guest's packets.
+fn route(saved: &SavedRoute) -> Route {
+    let SavedRoute { destination, gateway, source, metric, on_link } = *saved;
+    Route { destination, gateway, source, metric, on_link }
+}
+
+/// Keep: the same addresses, the guest's gateways, and room for its packets.
 fn check(nic: &SavedEndpoint, here: &Interface, path: &str) -> Result<(), NetworkError> {
     let set = |addresses: &[_]| -> BTreeSet<_> { addresses.iter().copied().collect() };
     if set(&nic.addresses) != set(&here.addresses) {
@@ -116,6 +121,17 @@ fn check(nic: &SavedEndpoint, here: &Interface, path: &str) -> Result<(), Networ
             path: path.to_owned(),
             wanted: some(list(&nic.addresses)),
             there: some(list(&here.addresses)),
+        });
+    }
+    // The guest keeps its own routes: where others lead out, what goes through a gateway gets nowhere.
+    let routes: Vec<Route> = nic.routes.iter().map(route).collect();
+    let missing = missing(&routes, &here.routes);
+    if !missing.is_empty() {
+        return Err(NetworkError::Routes {
+            name: nic.name.clone(),
+            path: path.to_owned(),
+            wanted: list(missing),
+            there: some(list(&here.routes)),
         });
     }
     if here.mtu < nic.mtu {

@@ -81,6 +81,33 @@ fn other_addresses_are_refused_with_both_lists_unless_they_are_taken_over() {
 }
 
 #[test]
+fn another_gateway_is_refused_and_more_routes_than_the_guest_has_are_not() {
+    let route = |destination: &str, gateway: [u8; 4]| Route {
+        destination: destination.parse().unwrap(),
+        gateway: Some(gateway.into()),
+        source: None,
+        metric: 0,
+        on_link: false,
+    };
+    let own = || Interface {
+        routes: vec![route("0.0.0.0/0", [10, 0, 0, 1])],
+        ..interface("eth0", 1, &["10.0.0.2/24"])
+    };
+    let saved = BTreeMap::from([("n".to_owned(), endpoint(&own(), RootPort::new(0).unwrap()))]);
+    let with = |routes: Vec<Route>, contract| {
+        pairs(&saved, &[Interface { routes, ..own() }], "/run/netns/p", contract)
+    };
+    let more = route("10.9.0.0/16", [10, 0, 0, 7]);
+    with(vec![more.clone(), own().routes[0].clone()], Contract::Keep).unwrap();
+    let error = with(vec![route("0.0.0.0/0", [10, 0, 0, 254])], Contract::Keep).unwrap_err().to_string();
+    for part in ["eth0", "default by 10.0.0.1", "default by 10.0.0.254", "/run/netns/p", "--network rebind"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(with(Vec::new(), Contract::Keep).unwrap_err().to_string().contains("has none"));
+    with(Vec::new(), Contract::Rebind).unwrap();
+}
+
+#[test]
 fn what_is_rebound_keeps_its_card_and_name() {
     let nic = saved("eth0", &["10.0.0.2/24"]);
     let here = Interface { mtu: 1400, ..interface("ens9", 9, &["10.5.0.2/24"]) };
