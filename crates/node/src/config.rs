@@ -95,8 +95,11 @@ pub(crate) struct CniConfig {
     /// Where plugins are.
     #[serde(default = "default_cni_bin")]
     pub(crate) bin_dir: PathBuf,
-    /// The `name` of the one to use.
+    /// The `name` of the one to use, for a pod's only interface, or the first that has none of its own.
     pub(crate) network: String,
+    /// Networks of further interfaces, by the interface's name in the pod.
+    #[serde(default)]
+    pub(crate) interfaces: BTreeMap<String, String>,
 }
 
 /// Files in PEM.
@@ -200,6 +203,13 @@ impl NodeConfig {
             self.cni.iter().flat_map(|cni| [("cni.conf_dir", &cni.conf_dir), ("cni.bin_dir", &cni.bin_dir)]);
         if let Some((key, path)) = cni.into_iter().find(|(_, path)| !path.is_absolute()) {
             return Err((key.into(), format!("`{}` is relative; give an absolute path", path.display())));
+        }
+        let nameless = |cni: &CniConfig| {
+            cni.interfaces.iter().any(|(nic, network)| nic.is_empty() || network.is_empty())
+        };
+        if self.cni.as_ref().is_some_and(nameless) {
+            let reason = "an interface and its network both need a name, as in net1 = \"storage\"";
+            return Err(("cni.interfaces".into(), reason.into()));
         }
         let mut seen = BTreeMap::new();
         for (index, peer) in self.peers.iter().enumerate() {
@@ -305,6 +315,11 @@ mod tests {
             ("10.0.0.2:7702", "10.0.0.2:0", "peers[0].data_address"),
             ("name = \"a\"", "name = \"a\"\nsocket = \"node.sock\"", "socket"),
             ("[[peers]]", "[cni]\nnetwork = \"x\"\nbin_dir = \"bin\"\n[[peers]]", "cni.bin_dir"),
+            (
+                "[[peers]]",
+                "[cni]\nnetwork = \"x\"\ninterfaces = { net1 = \"\" }\n[[peers]]",
+                "cni.interfaces",
+            ),
         ] {
             let error = parse(&GOOD.replacen(from, to, 1)).unwrap_err();
             assert!(error.starts_with(&format!("node.toml: {key}: ")), "{error}");

@@ -29,9 +29,11 @@ pub(crate) fn write(layout: &Layout, record: &Record) -> Result<(), LabError> {
         ] {
             fs::write(&path, text).file("write", path)?;
         }
-        for (name, network) in
-            [("10-pods0.conflist", cri::pod_network()), ("20-moved.conflist", cri::moved_network())]
-        {
+        for (name, network) in [
+            ("10-pods0.conflist", cri::pod_network()),
+            ("20-moved.conflist", cri::moved_network()),
+            ("30-moved-aside.conflist", cri::moved_aside_network()),
+        ] {
             let path = host.cni_config().join(name);
             fs::write(&path, network.to_string()).file("write", path)?;
         }

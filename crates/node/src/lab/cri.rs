@@ -81,6 +81,21 @@ pub(crate) fn moved_network() -> Value {
     })
 }
 
+/// The same for a pod's further interfaces, as `30-moved-aside.conflist`: nothing leads out by it.
+pub(crate) fn moved_aside_network() -> Value {
+    json!({
+        "cniVersion": "0.4.0",
+        "name": "moved-aside",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": POD_BRIDGE,
+            "mtu": POD_MTU,
+            "capabilities": { "ips": true, "mac": true },
+            "ipam": { "type": "static" },
+        }],
+    })
+}
+
 /// CRI's network, as `10-pods0.conflist`. Its addresses are static because hosts that share a segment
 /// without a common IPAM would otherwise give other ones, or the same one twice.
 pub(crate) fn pod_network() -> Value {

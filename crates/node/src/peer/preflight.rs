@@ -6,8 +6,7 @@ use std::time::Duration;
 use crate::config::NodeConfig;
 use crate::containerd::{Containerd, ContainerdError, RUNTIME, arrival, record, stdio};
 use crate::cri::{self, plan::Plan};
-use crate::network::cni::Network;
-use crate::network::{contract, namespaces};
+use crate::network::{cni as made_here, contract, namespaces};
 use crate::proto::{self, HostFacts, Mismatch, NetworkMode, Nic, PodNetwork, PreflightRequest, SandboxFacts};
 use crate::shim::ShimHome;
 
@@ -174,16 +173,9 @@ async fn network_of(config: &NodeConfig, pod: &PodNetwork, mode: NetworkMode) ->
         Err(way_out) => return refused(format!("{place}, which is not opened for another host"), way_out),
     };
     if let Some(cni) = config.cni.as_ref().filter(|_| !path.exists()) {
-        // Made during the move; what can be known of it now is whether there is a network to make it with.
-        return match Network::find(&cni.conf_dir, &cni.network) {
-            Ok(_) if pod.interfaces.len() == 1 => (contract::expected(pod, mode), Vec::new()),
-            Ok(_) => refused(
-                format!(
-                    "{place} is not there, and `[cni]` makes one interface, not {}",
-                    pod.interfaces.len()
-                ),
-                "make it there with the same addresses".into(),
-            ),
+        // Made during the move; what can be known of it now is whether there are networks to make it with.
+        return match made_here::networks(cni, pod) {
+            Ok(_) => (contract::expected(pod, mode), Vec::new()),
             Err(error) => refused(error.to_string(), format!("correct `[cni]` there, or make {place}")),
         };
     }

@@ -1,7 +1,7 @@
 //! A namespace that this node made: from ADD to DEL, and the memory of it.
 //!
 //! ```text
-//!   make ──> remembered ──> fresh and silent ──> ADD, plugin by plugin ──> here
+//!   make ──> remembered ──> fresh and silent ──> ADD, interface by interface, plugin by plugin ──> here
 //!                \______________\_____________________\_________________ release: DEL in reverse, unbound, forgotten
 //! ```
 //!
@@ -21,9 +21,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::CniError;
 use super::conf::{Network, Wanted};
 use super::plugin::Call;
+use super::{CniError, networks};
 use crate::config::CniConfig;
 use crate::proto::{NetworkMode, PodNetwork};
 
@@ -48,12 +48,19 @@ struct Record {
     session: String,
     /// The pod runs here: it goes with the pod, not with the session.
     settled: bool,
-    network: Network,
-    wanted: Wanted,
-    interface: String,
+    /// In the order in which they are made.
+    interfaces: Vec<Attached>,
     /// CNI's name for it.
     container: String,
     bin_dir: PathBuf,
+}
+
+/// One interface, of a network of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Attached {
+    name: String,
+    network: Network,
+    wanted: Wanted,
     /// Of the last plugin; Null: ADD did not come to its end.
     result: Value,
 }
@@ -115,27 +122,20 @@ impl Memory {
         if path.exists() {
             return Ok(false);
         }
-        let [interface] = pod.interfaces.as_slice() else {
-            return Err(CniError::Several {
-                pod: pod.pod.clone(),
-                count: pod.interfaces.len(),
-                path: path.to_owned(),
-            });
-        };
-        let network = Network::find(&config.conf_dir, &config.network)?;
+        let attached = networks(config, pod)?.into_iter().zip(&pod.interfaces).map(|(network, interface)| {
+            let wanted = match mode {
+                NetworkMode::Keep => Wanted { ips: interface.addresses.clone(), mac: interface.mac.clone() },
+                NetworkMode::Rebind => Wanted::default(),
+            };
+            Attached { name: interface.name.clone(), network, wanted, result: Value::Null }
+        });
         let record = Record {
             path: path.to_owned(),
             session: session.to_owned(),
             settled: false,
-            network,
-            wanted: match mode {
-                NetworkMode::Keep => Wanted { ips: interface.addresses.clone(), mac: interface.mac.clone() },
-                NetworkMode::Rebind => Wanted::default(),
-            },
-            interface: interface.name.clone(),
+            interfaces: attached.collect(),
             container: format!("dunlin-{session}-{}", path.file_name().unwrap_or_default().to_string_lossy()),
             bin_dir: config.bin_dir.clone(),
-            result: Value::Null,
         };
         // Remembered first: whatever exists from here on is removed by somebody.
         self.write(&record)?;
@@ -153,16 +153,20 @@ impl Memory {
     async fn make_now(&self, mut record: Record) -> Result<(), CniError> {
         bind_fresh(&record.path)?;
         silence(&record.path).await?;
-        let mut result = None;
-        for index in 0..record.network.plugins.len() {
-            let (kind, arguments) =
-                (record.network.kind(index), record.network.arguments(index, &record.wanted));
-            let stdin = record.network.stdin(index, &record.wanted, result.as_ref());
-            result = Some(record.call("ADD").run(kind, &arguments, &stdin).await?);
+        for number in 0..record.interfaces.len() {
+            let Attached { name, network, wanted, .. } = &record.interfaces[number];
+            let mut result = None;
+            for index in 0..network.plugins.len() {
+                let (kind, arguments) = (network.kind(index), network.arguments(index, wanted));
+                let stdin = network.stdin(index, wanted, result.as_ref());
+                result = Some(record.call("ADD", name).run(kind, &arguments, &stdin).await?);
+            }
+            tracing::info!(path = %record.path.display(), name, network = network.name, "made a pod's interface");
+            record.interfaces[number].result = result.unwrap_or_default();
+            // Each one: a later one may not be made, and this one's DEL is to be given its result.
+            self.write(&record)?;
         }
-        record.result = result.unwrap_or_default();
-        tracing::info!(path = %record.path.display(), network = record.network.name, "made a pod's network namespace");
-        self.write(&record)
+        Ok(())
     }
 
     /// The pod of `session` runs here: its namespace goes with it.
@@ -180,12 +184,13 @@ impl Memory {
         let Some(record) = self.records().into_iter().find(|record| record.path == path) else {
             return Ok(false);
         };
-        for index in (0..record.network.plugins.len()).rev() {
-            let (kind, arguments) =
-                (record.network.kind(index), record.network.arguments(index, &record.wanted));
-            let before = Some(&record.result).filter(|result| !result.is_null());
-            let stdin = record.network.stdin(index, &record.wanted, before);
-            record.call("DEL").run(kind, &arguments, &stdin).await?;
+        for Attached { name, network, wanted, result } in record.interfaces.iter().rev() {
+            let before = Some(result).filter(|result| !result.is_null());
+            for index in (0..network.plugins.len()).rev() {
+                let (kind, arguments) = (network.kind(index), network.arguments(index, wanted));
+                let stdin = network.stdin(index, wanted, before);
+                record.call("DEL", name).run(kind, &arguments, &stdin).await?;
+            }
         }
         unbind(path)?;
         let file = self.file(path);
@@ -218,14 +223,8 @@ impl Memory {
 }
 
 impl Record {
-    fn call(&self, command: &'static str) -> Call<'_> {
-        Call {
-            command,
-            container: &self.container,
-            namespace: &self.path,
-            interface: &self.interface,
-            bin_dir: &self.bin_dir,
-        }
+    fn call<'a>(&'a self, command: &'static str, interface: &'a str) -> Call<'a> {
+        Call { command, container: &self.container, namespace: &self.path, interface, bin_dir: &self.bin_dir }
     }
 }
 

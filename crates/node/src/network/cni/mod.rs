@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use dunlin_net::NetError;
 
-pub(crate) use conf::Network;
+use crate::config::CniConfig;
+use crate::proto::{Interface, PodNetwork};
+use conf::Network;
 
 /// Why a namespace was not made, or not removed.
 #[derive(Debug, thiserror::Error)]
@@ -86,17 +88,46 @@ pub(crate) enum CniError {
         /// Why.
         source: NetError,
     },
-    /// CNI makes one interface.
+    /// An interface that none of the configured networks is for.
     #[error(
-        "pod `{pod}` has {count} interfaces, and a network of `[cni]` makes one; make its namespace {} by hand before the move",
+        "no network for interface `{interface}` of pod `{pod}`: `cni.network` is {other}'s; name one in `cni.interfaces`, or make \
+         the namespace {} by hand before the move",
         path.display()
     )]
-    Several {
+    NoNetwork {
         /// The pod.
         pod: String,
-        /// How many.
-        count: usize,
-        /// Its namespace.
+        /// Inside.
+        interface: String,
+        /// The one that has `cni.network`.
+        other: String,
+        /// The pod's namespace.
         path: PathBuf,
     },
+}
+
+/// The network of each of a pod's interfaces, in their order: the one that `cni.interfaces` names for it, else
+/// `cni.network`, which makes one of them.
+pub(crate) fn networks(config: &CniConfig, pod: &PodNetwork) -> Result<Vec<Network>, CniError> {
+    let mut first = None;
+    let mut found = Vec::new();
+    for Interface { name, .. } in &pod.interfaces {
+        let network = match (config.interfaces.get(name), &first) {
+            (Some(network), _) => network,
+            (None, None) => {
+                first = Some(name);
+                &config.network
+            }
+            (None, Some(other)) => {
+                return Err(CniError::NoNetwork {
+                    pod: pod.pod.clone(),
+                    interface: name.clone(),
+                    other: (*other).clone(),
+                    path: pod.destination.clone().into(),
+                });
+            }
+        };
+        found.push(Network::find(&config.conf_dir, network)?);
+    }
+    Ok(found)
 }

@@ -20,12 +20,15 @@ impl Host {
             conf_dir: dir.path().join("conf"),
             bin_dir: dir.path().join("bin"),
             network: "pods".into(),
+            interfaces: [("net1".to_owned(), "storage".to_owned())].into(),
         };
         std::fs::create_dir_all(&config.conf_dir).unwrap();
         std::fs::create_dir_all(&config.bin_dir).unwrap();
         let list = json!({ "cniVersion": "0.4.0", "name": "pods", "plugins": [
             { "type": "first", "capabilities": { "ips": true } }, { "type": "second" }] });
         std::fs::write(config.conf_dir.join("1.conflist"), list.to_string()).unwrap();
+        let one = json!({ "cniVersion": "0.4.0", "name": "storage", "type": "first" });
+        std::fs::write(config.conf_dir.join("2.conf"), one.to_string()).unwrap();
         let calls = dir.path().join("calls");
         for (name, rest) in [("first", "echo '{\"from\":\"first\"}'"), ("second", second)] {
             let program = config.bin_dir.join(name);
@@ -48,17 +51,23 @@ impl Host {
         text.lines().map(str::to_owned).collect()
     }
 
+    fn attached(&self, name: &str, network: &str, ip: &str) -> Attached {
+        Attached {
+            name: name.into(),
+            network: Network::find(&self.config.conf_dir, network).unwrap(),
+            wanted: Wanted { ips: vec![ip.into()], mac: "02:00:00:00:00:05".into() },
+            result: json!({ "from": "second" }),
+        }
+    }
+
     fn record(&self) -> Record {
         Record {
             path: self.dir.path().join("netns"),
             session: "s-1".into(),
             settled: false,
-            network: Network::find(&self.config.conf_dir, "pods").unwrap(),
-            wanted: Wanted { ips: vec!["10.0.0.5/24".into()], mac: "02:00:00:00:00:05".into() },
-            interface: "eth0".into(),
+            interfaces: vec![self.attached("eth0", "pods", "10.0.0.5/24")],
             container: "dunlin-s-1-netns".into(),
             bin_dir: self.config.bin_dir.clone(),
-            result: json!({ "from": "second" }),
         }
     }
 }
@@ -105,10 +114,44 @@ async fn a_namespace_of_somebody_else_is_neither_made_nor_removed() {
     let mut pod = PodNetwork { destination: there.display().to_string(), ..PodNetwork::default() };
     assert!(!memory.make(&host.config, "s", &pod, NetworkMode::Keep).await.unwrap());
     assert!(!memory.release(&there).await.unwrap());
-    // Two interfaces are more than one network gives.
+    // The second interface without a network of its own is more than is configured.
     pod.destination = host.dir.path().join("absent").display().to_string();
-    pod.interfaces = vec![Interface::default(), Interface::default()];
+    pod.interfaces = ["eth0", "net1", "net2"].map(named).into();
     let error = memory.make(&host.config, "s", &pod, NetworkMode::Keep).await.unwrap_err().to_string();
-    assert!(error.contains("2 interfaces"), "{error}");
+    for word in ["`net2`", "eth0's", "cni.interfaces", "absent"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
     assert_eq!(host.calls(), Vec::<String>::new());
+}
+
+fn named(name: &str) -> Interface {
+    Interface { name: name.into(), ..Interface::default() }
+}
+
+#[test]
+fn each_interface_has_the_network_that_is_named_for_it_and_one_has_the_other() {
+    let host = Host::new("echo");
+    let of = |names: &[&str]| {
+        let interfaces = names.iter().map(|name| named(name)).collect();
+        let found = networks(&host.config, &PodNetwork { interfaces, ..PodNetwork::default() });
+        found.map(|found| found.into_iter().map(|network| network.name).collect::<Vec<String>>())
+    };
+    assert_eq!(of(&["eth0", "net1"]).unwrap(), ["pods", "storage"]);
+    assert_eq!(of(&["net1", "ens3"]).unwrap(), ["storage", "pods"], "in whatever order");
+    assert_eq!(of(&["net1"]).unwrap(), ["storage"]);
+    assert_eq!(of(&[]).unwrap(), [""; 0]);
+}
+
+#[tokio::test]
+async fn several_interfaces_are_released_the_last_one_first() {
+    let host = Host::new("echo");
+    let memory = Memory::of(host.dir.path());
+    let mut record = host.record();
+    record.interfaces.push(host.attached("net1", "storage", "10.9.0.5/24"));
+    memory.write(&record).unwrap();
+    assert!(memory.release(&record.path).await.unwrap());
+    let calls = host.calls();
+    let calls: Vec<String> =
+        calls.iter().map(|call| call.splitn(4, ' ').take(3).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(calls, ["first DEL net1", "second DEL eth0", "first DEL eth0"]);
 }
