@@ -35,6 +35,7 @@ pub(crate) const CASES: &[Case] = &[
         killed::a_source_killed_in_the_mirror_keeps_its_disk,
     ),
     ("disks::a_shared_disk_is_handed_over_and_back", shared::a_shared_disk_is_handed_over_and_back),
+    ("disks::a_shared_volume_is_handed_over_and_back", shared::a_shared_volume_is_handed_over_and_back),
     (
         "disks::another_storage_of_the_same_name_is_refused",
         shared::another_storage_of_the_same_name_is_refused,

@@ -28,7 +28,7 @@ pub use lab::{Host, Lab, Observer, Programs};
 pub use machine::Traces;
 pub use network::{Download, Echo, PodNet};
 pub use numbered::{Chatty, Checker, last_line, line};
-pub use oracle::{Oracle, allocated, scratch_image};
+pub use oracle::{Oracle, allocated, is_locked, scratch_image};
 pub use pods::{Pods, Process, Work};
 pub use streams::{Feeder, Reader};
 pub use terminal::Terminal;

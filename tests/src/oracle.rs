@@ -151,6 +151,26 @@ pub fn allocated(path: &Path) -> u64 {
     fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).blocks() * 512
 }
 
+/// Whether a process holds QEMU's locks on an image: of its bytes from 100 on, one for each thing that it does with
+/// the image, and from 200 on, one for each that it lets nobody else do.
+///
+/// # Panics
+/// When the image cannot be opened.
+#[track_caller]
+pub fn is_locked(image: &Path) -> bool {
+    use std::os::fd::AsRawFd;
+    let file = File::options().read(true).write(true).open(image);
+    let file = file.unwrap_or_else(|error| panic!("{}: {error}", image.display()));
+    // SAFETY: a `flock` of zeroes is a valid one.
+    let mut asked: libc::flock = unsafe { std::mem::zeroed() };
+    asked.l_type = i16::try_from(libc::F_WRLCK).unwrap_or_default();
+    (asked.l_start, asked.l_len) = (100, 200);
+    // SAFETY: the lock is a valid one, alive for the call, which only looks for others'.
+    let looked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut asked) };
+    assert_eq!(looked, 0, "{}: {}", image.display(), std::io::Error::last_os_error());
+    i32::from(asked.l_type) != libc::F_UNLCK
+}
+
 fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use dunlin_tests::{Host, Lab, Oracle, Run};
+use dunlin_tests::{Host, Lab, Oracle, Run, is_locked};
+
+use crate::rollback::{SlowNetwork, in_transfer};
 
 use super::{MIB, MOVE, SOON, disk_sent, migrate};
 
@@ -107,6 +109,51 @@ pub(super) fn a_shared_disk_is_handed_over_and_back(lab: &Lab) {
     lab.ctr(host, &["task", "rm", "d-shared"]);
     lab.ctr(host, &["containers", "rm", "d-shared"]).ok();
     assert_eq!(storage.files(), [""; 0], "the disk went with its container");
+}
+
+pub(super) fn a_shared_volume_is_handed_over_and_back(lab: &Lab) {
+    let storage = SharedStorage::new(lab, "storage-3");
+    let image = storage.directory.join("volume.img").display().to_string();
+    lab.on(Host::A, &["sh", "-c", &format!("truncate -s 64M {image} && mkfs.ext4 -q -F {image}")]).ok();
+    let mount = format!("type=ext4,src={image},dst=/data,options=rw");
+    let oracle = Oracle::start_at(lab, "d-volume", 33, "/data/oracle.dat", &["--mount", &mount]);
+    let stands_on = |host: Host| {
+        oracle.await_more(64, SOON);
+        oracle.container.assert_only_on(host);
+        // The one file: not copied, not renamed where it left, no token beside it, and QEMU's lock is on it.
+        assert_eq!(storage.files(), ["d-volume.raw", "volume.img"]);
+        assert!(is_locked(Path::new(&image)), "nobody has a lock on it");
+    };
+    let mut host = Host::A;
+    stands_on(host);
+    for _ in 0..2 {
+        let report = migrate(lab, host, "d-volume", &[]);
+        host = host.other();
+        assert_eq!(disk_sent(&report), 0, "a shared volume is not sent: {report}");
+        stands_on(host);
+    }
+    // Turned back while the memory goes, when the destination has the disk and no lock on it.
+    let slow = SlowNetwork::new();
+    let child = in_transfer(lab, lab.command_on(host, &["dunlin", "migrate", "d-volume", "--to", "b"]));
+    lab.on(host, &["dunlin", "cancel", "d-volume"]).ok();
+    Run::finish(child, "dunlin migrate", MOVE).fails_naming(&["cancel"]);
+    drop(slow);
+    stands_on(host);
+    // A copy would have to take the place of the original.
+    let words = ["dunlin", "migrate", "d-volume", "--to", "b", "--storage", "copy"];
+    Run::new(lab.command_on(host, &words), MOVE).fails_naming(&["/data", "volume.img", "exists"]);
+    stands_on(host);
+    assert_eq!(disk_sent(&migrate(lab, host, "d-volume", &[])), 0);
+    host = host.other();
+    stands_on(host);
+    println!("    {}", oracle.end(host));
+    oracle.container.await_state(host, "STOPPED", SOON);
+    lab.ctr(host, &["task", "rm", "d-volume"]);
+    lab.ctr(host, &["containers", "rm", "d-volume"]).ok();
+    // The scratch disk went with its container; a volume is its owner's.
+    assert_eq!(storage.files(), ["volume.img"]);
+    assert!(!is_locked(Path::new(&image)));
+    lab.on(host, &["e2fsck", "-fn", &image]).ok();
 }
 
 pub(super) fn another_storage_of_the_same_name_is_refused(lab: &Lab) {
