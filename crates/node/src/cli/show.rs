@@ -304,7 +304,7 @@ fn failed(failure: &Failure, asked: &str, containers: &[String], (from, to): &(S
 
 fn push_warnings(text: &mut String, warnings: &[String]) {
     for warning in warnings {
-        text.push_str("\n  left behind: ");
+        text.push_str("\n  needs a hand: ");
         text.push_str(warning);
     }
 }
@@ -365,7 +365,7 @@ mod tests {
             Report { warnings: vec!["a snapshot".into()], blackout_ms: 0, memory_passes: 1, ..report() };
         let text = moved(&left);
         assert!(
-            text.contains("left behind: a snapshot")
+            text.contains("needs a hand: a snapshot")
                 && text.contains("not measured")
                 && text.contains("1 pass\n")
         );

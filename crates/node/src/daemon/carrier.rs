@@ -108,7 +108,7 @@ impl Hands {
         Shim::connect(&self.home, self.session.as_str()).await.map(drop)
     }
 
-    /// What was left behind on the way back.
+    /// What was left behind on the way back, or was not done on the destination.
     pub(crate) fn warnings(&self) -> Vec<String> {
         self.learned().warnings.clone()
     }
@@ -373,9 +373,14 @@ impl Carrier for Hands {
             Work::SourceRemoveContainerdObjects => self.remove_objects().await,
             Work::SourceCleanup => {
                 let shim = self.shim().await?;
-                self.done(shim.cleanup().await)
+                self.done(shim.cleanup().await.map(drop))
             }
-            Work::DestinationCleanup => self.remote.cleanup().await.map(done),
+            Work::DestinationCleanup => {
+                let undone = self.remote.cleanup().await?;
+                let name = self.remote.name();
+                self.learned().warnings.extend(undone.iter().map(|warning| format!("on {name}: {warning}")));
+                Ok(Outcome::Done)
+            }
             Work::DestinationAbort => self.abort_destination().await,
             Work::SourceCancel => {
                 let shim = self.shim().await?;

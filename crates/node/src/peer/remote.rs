@@ -213,8 +213,10 @@ impl Remote {
         self.done(self.client.clone().run(request).await)
     }
 
-    pub(crate) async fn cleanup(&self) -> Result<(), Failure> {
-        self.done(self.client.clone().cleanup(self.session()).await)
+    /// Answers what was not done there though it runs.
+    pub(crate) async fn cleanup(&self) -> Result<Vec<String>, Failure> {
+        let answer = self.client.clone().cleanup(self.session()).await;
+        answer.map(|answer| answer.into_inner().warnings).map_err(|status| self.failure(&status))
     }
 
     /// Ends well only when the machine does not run there and never will. Answers what was left.

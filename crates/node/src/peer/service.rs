@@ -21,9 +21,9 @@ use crate::images::piece::Piece;
 use crate::images::serve::Fetched;
 use crate::proto::peer_server::Peer;
 use crate::proto::{
-    AbortRequest, AbortResponse, Ack, AwaitStreamRequest, CreateTasksResponse, ImportRequest, ImportResponse,
-    Notification, PreflightRequest, PreflightResponse, PrepareRequest, ReadImageRequest, ReadImageResponse,
-    RunRequest, SessionRequest, TransferRequest, WatchRequest,
+    AbortRequest, AbortResponse, Ack, AwaitStreamRequest, CleanupResponse, CreateTasksResponse,
+    ImportRequest, ImportResponse, Notification, PreflightRequest, PreflightResponse, PrepareRequest,
+    ReadImageRequest, ReadImageResponse, RunRequest, SessionRequest, TransferRequest, WatchRequest,
 };
 use crate::shim::ShimError;
 
@@ -167,15 +167,15 @@ impl Peer for PeerService {
         }))
     }
 
-    async fn cleanup(&self, request: Request<SessionRequest>) -> Result<Response<Ack>, Status> {
+    async fn cleanup(&self, request: Request<SessionRequest>) -> Result<Response<CleanupResponse>, Status> {
         let SessionRequest { session, from } = verified(request)?;
-        match self.incoming.find(&session, &from) {
+        let warnings = match self.incoming.find(&session, &from) {
             Ok(session) => session.cleanup().await.map_err(failed)?,
             // Forgotten already: a repeated Cleanup has what it wants.
-            Err(IncomingError::Unknown(_) | IncomingError::Ran(_)) => {}
+            Err(IncomingError::Unknown(_) | IncomingError::Ran(_)) => Vec::new(),
             Err(error) => return Err(refused(error)),
-        }
-        Ok(Response::new(Ack {}))
+        };
+        Ok(Response::new(CleanupResponse { warnings }))
     }
 
     type WatchStream = Notifications;

@@ -21,6 +21,8 @@ use super::ShimHome;
 
 /// Calls that only change a shim's records.
 const SHORT: Duration = Duration::from_secs(15);
+/// A shim waits for its guest's answers before it forgets a session, for 30 s at most.
+const CLEANUP: Duration = Duration::from_secs(45);
 /// Calls that start, stop or re-attach a virtual machine.
 const LONG: Duration = Duration::from_secs(150);
 /// Connecting to a unix socket of this host.
@@ -246,11 +248,11 @@ impl Shim {
         self.done("Cancel", answer).map(drop)
     }
 
-    /// Both: forgets the session.
-    pub(crate) async fn cleanup(&self) -> Result<(), ShimError> {
+    /// Both: forgets the session. Answers what a destination was not able to do though it runs.
+    pub(crate) async fn cleanup(&self) -> Result<Vec<String>, ShimError> {
         let request = CleanupRequest { session_id: self.session.clone(), ..Default::default() };
-        let answer = self.client.cleanup(context::with_duration(SHORT), &request).await;
-        self.done("Cleanup", answer).map(drop)
+        let answer = self.client.cleanup(context::with_duration(CLEANUP), &request).await;
+        self.done("Cleanup", answer).map(|answer| answer.warnings)
     }
 
     /// Both: what happens after the notification `after`, or from the first one on with 0. The stream has no

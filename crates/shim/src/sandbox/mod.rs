@@ -31,6 +31,7 @@ mod lifecycle;
 pub(crate) mod moving;
 mod network;
 mod processes;
+mod rebinding;
 mod saving;
 pub(crate) mod status;
 mod streams;
@@ -61,6 +62,7 @@ use crate::volume::Copies;
 use error::SandboxError;
 use exits::Gate;
 use moving::Mover;
+use rebinding::Rebinding;
 
 /// The virtual machine as the sandbox sees it. Its states and what changes them: [`state::State`].
 #[derive(Debug, Clone)]
@@ -202,6 +204,8 @@ pub(crate) struct Sandbox {
     pub(crate) devices: Devices,
     /// What connects the pods' NICs to this host.
     pub(crate) wires: Wires,
+    /// What the guest was told of its cards when it came to run here.
+    pub(crate) rebinding: Rebinding,
     inner: Mutex<Inner>,
     /// One boots the machine, the others wait for it.
     booting: tokio::sync::Mutex<()>,
@@ -238,6 +242,7 @@ impl Sandbox {
             copies,
             devices: Devices::default(),
             wires: Wires::default(),
+            rebinding: Rebinding::default(),
             inner: Mutex::new(Inner {
                 machine: Machine::Absent,
                 scsi: Scsi::default(),

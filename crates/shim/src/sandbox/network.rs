@@ -159,16 +159,21 @@ impl Sandbox {
                 }
             }
         }
+        self.rebinding.begin(rebound.iter().map(|(_, nics)| nics.len()).sum());
         for (pod, nics) in rebound.into_iter().filter(|(_, nics)| !nics.is_empty()) {
             let (sandbox, vm) = (Arc::clone(self), Arc::clone(vm));
             tokio::spawn(async move {
                 for (id, endpoint) in nics {
-                    match vm.rebind_nic(&pod, &id, &endpoint).await {
+                    let answer = vm.rebind_nic(&pod, &id, &endpoint).await;
+                    match &answer {
                         Ok(()) => tracing::info!(pod, nic = id, "the guest has this host's addresses"),
                         Err(error) => {
                             tracing::error!(pod, nic = id, %error, "the guest keeps addresses that are not this host's");
                         }
                     }
+                    sandbox
+                        .rebinding
+                        .answered(answer.map_err(|error| (pod.clone(), endpoint.name, error.to_string())));
                 }
                 sandbox.announce();
             });

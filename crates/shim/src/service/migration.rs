@@ -181,8 +181,10 @@ impl Migration for MigrationService {
         _: &TtrpcContext,
         req: service::CleanupRequest,
     ) -> ttrpc::Result<service::CleanupResponse> {
+        // Before the session goes: a caller that hears nothing asks again.
+        let warnings = self.sandbox.rebinding.answers().await;
         let call = session(req.session_id).map(|session| Call::Cleanup { session });
         self.call("Cleanup", call, Request::None).await?;
-        Ok(service::CleanupResponse::default())
+        Ok(service::CleanupResponse { warnings, ..Default::default() })
     }
 }

@@ -151,7 +151,7 @@ enum Ask {
     Transfer(Duration, Reply<()>),
     Run(Option<Any>, Reply<()>),
     Abort(oneshot::Sender<Aborted>),
-    Cleanup(Reply<()>),
+    Cleanup(Reply<Vec<String>>),
     Adopt(Stream, TcpStream),
 }
 
@@ -298,7 +298,8 @@ impl Session {
     pub(crate) async fn run(&self, handoff: Option<Any>) -> Result<(), SessionError> {
         self.ask(|reply| Ask::Run(handoff, reply)).await
     }
-    pub(crate) async fn cleanup(&self) -> Result<(), SessionError> {
+    /// Answers what was not done though it runs.
+    pub(crate) async fn cleanup(&self) -> Result<Vec<String>, SessionError> {
         self.ask(Ask::Cleanup).await
     }
 

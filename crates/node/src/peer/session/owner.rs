@@ -272,16 +272,19 @@ impl Owner {
         Ok(())
     }
 
-    async fn cleanup(&mut self) -> Result<(), SessionError> {
+    async fn cleanup(&mut self) -> Result<Vec<String>, SessionError> {
         match self.stage {
             Stage::Running => {}
-            Stage::Aborted => return Ok(()),
+            Stage::Aborted => return Ok(Vec::new()),
             _ => return Err(self.out_of_turn("Cleanup")),
         }
-        self.connected("Cleanup")?.cleanup().await?;
+        let warnings = self.connected("Cleanup")?.cleanup().await?;
+        for warning in &warnings {
+            tracing::warn!(session = self.id, warning, "it runs, and something was not done");
+        }
         self.settle().await;
         let _ = tokio::fs::remove_dir_all(&self.cwd).await;
-        Ok(())
+        Ok(warnings)
     }
 
     /// Takes the session's label from what runs here. Tried after Run and at Cleanup; the node's
@@ -336,7 +339,7 @@ impl Owner {
         let process = self.home.process();
         if let Some(shim) = shim {
             let politely = async {
-                for result in [shim.cancel().await, shim.stop().await, shim.cleanup().await] {
+                for result in [shim.cancel().await, shim.stop().await, shim.cleanup().await.map(drop)] {
                     // Each may be out of turn, depending on how far the shim came.
                     if let Err(error) = result {
                         tracing::debug!(session = self.id, %error, "on the way back");
