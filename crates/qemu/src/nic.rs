@@ -38,6 +38,9 @@ impl Qemu {
             "mac": mac.to_string(),
             // Nothing boots over it, and the ROM would be a file of this host's in the machine.
             "romfile": "",
+            // Its host announces it. And QEMU 7.2 frees the timer of the guest's announcements when an arriving one is to
+            // make none (`MigrationOptions::announce`), and crashes when the guest resets the card.
+            "guest_announce": false,
         });
         if let Err(error) = self.qmp.execute("device_add", device).await {
             if let Err(undo) = self.qmp.execute("netdev_del", json!({ "id": backend })).await {

@@ -57,7 +57,8 @@ pub struct MigrationOptions {
     pub downtime_limit: Duration,
     /// Slow the guest down when it writes faster than memory is sent.
     pub throttle: Option<Throttle>,
-    /// What arrives tells the network where it is, and has the guest do so: five times, from the first moment on.
+    /// QEMU tells the network where what arrives is: five times, from the first moment on. The guest is not asked to,
+    /// see [`Qemu::attach_nic`].
     pub announce: bool,
 }
 
