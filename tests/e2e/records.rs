@@ -15,7 +15,7 @@ use containerd_client::{
     tonic::{Code, Request, Response, Status, transport::Channel},
     types::{Sandbox, sandbox},
 };
-use dunlin_tests::{Container, Host, Lab, Run};
+use dunlin_tests::{Container, Host, Lab, PodNet, Run};
 use prost_types::Any;
 
 use crate::rollback::{SlowNetwork, move_in_transfer};
@@ -99,13 +99,15 @@ impl Services {
         }
     }
 
-    fn create(&self, sandbox: &Sandbox) {
+    fn create(&self, sandbox: &Sandbox, netns_path: &str, options: &Any) {
         let request = StoreCreateRequest { sandbox: Some(sandbox.clone()) };
         self.ask(self.store().create(asked(request))).expect("stored");
         let request = ControllerCreateRequest {
             sandbox_id: sandbox.sandbox_id.clone(),
             sandbox: Some(sandbox.clone()),
             sandboxer: SANDBOXER.to_owned(),
+            netns_path: netns_path.to_owned(),
+            options: Some(options.clone()),
             ..ControllerCreateRequest::default()
         };
         self.done(self.controller().create(asked(request)));
@@ -122,11 +124,25 @@ fn any(kind: &str, value: &str) -> Any {
     Any { type_url: kind.to_owned(), value: value.as_bytes().to_vec() }
 }
 
+/// The card of the container's guest, and its addresses.
+fn card(container: &Container<'_>, host: Host) -> String {
+    let look =
+        "cat /sys/class/net/eth0/address; ip -o addr show dev eth0 scope global | sed 's/valid_lft.*//'";
+    container.exec(host, "card", &["sh", "-c", look]).ok()
+}
+
 pub(crate) fn a_sandbox_moves_with_its_record(lab: &Lab) {
     const ID: &str = "v-record";
     let [here, there] = Host::ALL.map(|host| Services::of(lab, host));
     let spec = r#"{"ociVersion":"1.0.2","annotations":{"io.microsoft.virtualmachine.computetopology.memory.sizeinmb":"200"}}"#;
-    here.create(&Sandbox {
+    // What only CreateSandbox says.
+    let nets = PodNet::on_both(lab, ID, &["--address", "10.88.0.71/16", "--address", "fd88::71/64"]);
+    let options = any("dunlin.test/options", "as they are");
+    let said = |status: ControllerStatusResponse| {
+        let path = status.info.get("network.namespace").cloned().unwrap_or_default();
+        (path, status.extra)
+    };
+    let sandbox = Sandbox {
         sandbox_id: ID.to_owned(),
         runtime: Some(sandbox::Runtime { name: "io.containerd.dunlin.v2".to_owned(), options: None }),
         spec: Some(any("types.containerd.io/opencontainers/runtime-spec/1/Spec", spec)),
@@ -134,12 +150,31 @@ pub(crate) fn a_sandbox_moves_with_its_record(lab: &Lab) {
         extensions: HashMap::from([("note".to_owned(), any("dunlin.test/note", "as it is"))]),
         sandboxer: SANDBOXER.to_owned(),
         ..Sandbox::default()
-    });
+    };
+    here.create(&sandbox, &nets[0].path(), &options);
     let kept = here.record(ID).expect("stored");
     lab.migrate(Host::A, ID, "b").fails_naming(&[ID, "no container"]);
     let counter = Container::start_with(lab, Host::A, "v-recorded", &["--sandbox", ID], &["/bin/counter"]);
     counter.await_lines(Host::A, 20, SOON);
     let identity = counter.identity(Host::A, "id-a");
+    let card = card(&counter, Host::A);
+    // 1.7 does not pass the namespace on to its shim.
+    let version = lab.ctr(Host::A, &["version"]).ok();
+    let named = !version.contains(" 1.7.");
+    assert_eq!(
+        said(here.status(ID)),
+        (if named { nets[0].path() } else { String::new() }, Some(options.clone()))
+    );
+    assert_eq!(card.contains("10.88.0.71/16") && card.contains("fd88::71/64"), named, "{card}, {version}");
+
+    // The destination has a record of that name, of something else.
+    let taken = StoreCreateRequest { sandbox: Some(Sandbox { labels: HashMap::new(), ..sandbox.clone() }) };
+    there.ask(there.store().create(asked(taken))).expect("stored");
+    let others = there.record(ID);
+    lab.migrate(Host::A, ID, "b").fails_naming(&["sandbox record", ID, "exists already", "delete it there"]);
+    assert_eq!((there.record(ID), here.record(ID).as_ref()), (others, Some(&kept)));
+    let delete = StoreDeleteRequest { sandbox_id: ID.to_owned() };
+    there.ask(there.store().delete(asked(delete))).expect("deleted");
 
     // Turned back: the source's is as it was, the destination has nothing.
     let slow = SlowNetwork::new();
@@ -168,6 +203,8 @@ pub(crate) fn a_sandbox_moves_with_its_record(lab: &Lab) {
     counter.await_lines(Host::B, 20, SOON);
     assert_eq!(counter.identity(Host::B, "id-b"), identity, "another process");
     here.assert_none(ID, "on the source after the move");
+    assert_eq!(self::card(&counter, Host::B), card);
+    assert_eq!(said(there.status(ID)), (if named { nets[1].path() } else { String::new() }, Some(options)));
     assert_eq!(there.record(ID), Some(kept.clone()));
     let info = lab.ctr(Host::B, &["containers", "info", "v-recorded"]).ok();
     assert!(info.contains(&format!("\"SandboxID\": \"{ID}\"")), "{info}");

@@ -5,7 +5,7 @@
 tonic::include_proto!("dunlin.node.v1");
 
 /// The number that both nodes of a move must share.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 5;
 
 impl SandboxFacts {
     /// The containers' ids, in their order.

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use containerd_client::services::v1::Container;
+use containerd_client::types::Sandbox;
 use containerd_client::types::v1::{Process, Status};
+use prost::Message;
 
 use super::client::{Containerd, ContainerdError, optional};
 use super::membership::{members, runtime_of, sandbox_among};
@@ -186,7 +188,20 @@ pub(crate) async fn gather(
     if record.is_none() {
         containers.iter_mut().for_each(|container| container.in_record = false);
     }
-    let networks = namespaces::gather(&containers, &wish.namespaces).await?;
+    let (said, connected) = match record.as_deref().map(Sandbox::decode) {
+        Some(Ok(record)) => {
+            let sandboxer = record::sandboxer(&record);
+            containerd.said_of_sandbox(namespace, sandbox, sandboxer).await?
+        }
+        // One that cannot be read is refused where it is.
+        Some(Err(_)) | None => Default::default(),
+    };
+    // Containers of such a sandbox may name any namespace: the sandbox's own comes first.
+    let own = connected.filter(|_| !said.netns_path.is_empty());
+    let own = own.as_deref().map(|pod| namespaces::Own { pod, path: &said.netns_path });
+    let networks = namespaces::gather(&containers, own, &wish.namespaces).await?;
+    let record_network =
+        own.map(|own| own.pod.to_owned()).filter(|pod| networks.iter().any(|of| of.pod == *pod));
     // The destination reads the same; here a pod that cannot be made again is told before anything begins.
     let is_pod = Plan::read(&containers, Path::new("/"))?.is_some();
     let stays = without.iter().map(|id| {
@@ -206,6 +221,8 @@ pub(crate) async fn gather(
             networks,
             network: wish.mode.into(),
             record: record.unwrap_or_default(),
+            record_network: record_network.unwrap_or_default(),
+            record_options: said.options.map(|options| options.encode_to_vec()).unwrap_or_default(),
         },
     })
 }

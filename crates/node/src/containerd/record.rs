@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::arrival::{ArrivalError, Place, annotate};
 use super::client::{Containerd, ContainerdError, optional};
 use super::departure::POLL;
+use super::sandboxes::Said;
 use super::{RUNTIME, SANDBOX, SESSION};
 use crate::proto::{Mismatch, SandboxFacts};
 
@@ -46,6 +47,23 @@ pub(crate) async fn gather(
 fn travelling(mut record: Sandbox) -> Sandbox {
     record.labels.remove(SESSION);
     Sandbox { created_at: None, updated_at: None, ..record }
+}
+
+/// What was said beside the record that came with `facts`, as it is to be said here. Err: in words, why it cannot be.
+pub(crate) fn said(facts: &SandboxFacts) -> Result<Said, String> {
+    let network = facts.networks.iter().find(|network| network.pod == facts.record_network);
+    if network.is_none() && !facts.record_network.is_empty() {
+        let (id, pod) = (&facts.id, &facts.record_network);
+        return Err(format!("the network of sandbox `{id}` is that of `{pod}`, which came without one"));
+    }
+    let options = match facts.record_options.as_slice() {
+        [] => None,
+        bytes => Some(
+            Any::decode(bytes)
+                .map_err(|error| format!("the options of sandbox `{}` cannot be read: {error}", facts.id))?,
+        ),
+    };
+    Ok(Said { netns_path: network.map(|network| network.destination.clone()).unwrap_or_default(), options })
 }
 
 /// The record that came with `facts`, if one did. Err: in words, why it cannot be kept.
@@ -75,8 +93,13 @@ pub(crate) fn read(facts: &SandboxFacts) -> Result<Option<Sandbox>, String> {
     if let Err(reason) = leading(&record, id) {
         return wrong(&format!("has a spec that cannot be annotated: {reason}"));
     }
-    let sandboxer = if record.sandboxer.is_empty() { SHIM.to_owned() } else { record.sandboxer };
+    let sandboxer = sandboxer(&record).to_owned();
     Ok(Some(Sandbox { sandboxer, ..record }))
+}
+
+/// The controller of a record's sandbox.
+pub(crate) fn sandboxer(record: &Sandbox) -> &str {
+    if record.sandboxer.is_empty() { SHIM } else { &record.sandboxer }
 }
 
 /// The spec that leads `start` to the shim that waits for `sandbox`.
@@ -110,6 +133,9 @@ pub(crate) async fn obstacles(
             return found(reason, "make the sandbox anew, with a JSON spec and this runtime".into());
         }
     };
+    if let Err(reason) = said(facts) {
+        return found(reason, "move it between nodes of the same version".into());
+    }
     let sandboxer = &record.sandboxer;
     match containerd.sandbox(namespace, id).await {
         Ok(None) => {}
@@ -149,6 +175,7 @@ pub(crate) struct RecordArrival {
     containerd: Containerd,
     place: Place,
     record: Sandbox,
+    said: Said,
     /// It may exist on our account.
     made: bool,
     /// So may what the controller keeps.
@@ -157,8 +184,8 @@ pub(crate) struct RecordArrival {
 
 impl RecordArrival {
     /// Nothing is made yet.
-    pub(crate) fn new(containerd: Containerd, place: Place, record: Sandbox) -> RecordArrival {
-        RecordArrival { containerd, place, record, made: false, told: false }
+    pub(crate) fn new(containerd: Containerd, place: Place, record: Sandbox, said: Said) -> RecordArrival {
+        RecordArrival { containerd, place, record, said, made: false, told: false }
     }
 
     /// Keeps the record, and makes the waiting shim known to the controller, once. Before the first container
@@ -172,7 +199,7 @@ impl RecordArrival {
         self.made = true;
         self.containerd.store_sandbox(namespace, led.clone()).await?;
         self.told = true;
-        if let Err(error) = self.containerd.create_sandbox(namespace, led).await {
+        if let Err(error) = self.containerd.create_sandbox(namespace, led, self.said.clone()).await {
             if matches!(error, ContainerdError::Exists { .. }) {
                 // Somebody else's shim must outlive our refusal.
                 (self.made, self.told) = (false, false);
@@ -290,7 +317,7 @@ mod tests {
     use prost_types::Timestamp;
 
     use super::*;
-    use crate::proto::ContainerFacts;
+    use crate::proto::{ContainerFacts, PodNetwork};
 
     fn record(spec: &str) -> Sandbox {
         Sandbox {
@@ -319,6 +346,29 @@ mod tests {
         let nameless = Sandbox { sandboxer: String::new(), ..record("{}") };
         assert_eq!(read(&of(&nameless)).unwrap().unwrap().sandboxer, SHIM);
         assert_eq!(read(&SandboxFacts::default()), Ok(None));
+    }
+
+    #[test]
+    fn what_only_create_sandbox_said_is_said_again() {
+        let options = Any { type_url: "options".into(), value: vec![1, 2] };
+        let network =
+            PodNetwork { pod: "c1".into(), destination: "/run/netns/there".into(), ..PodNetwork::default() };
+        let facts = SandboxFacts {
+            networks: vec![network],
+            record_network: "c1".into(),
+            record_options: options.encode_to_vec(),
+            ..of(&record("{}"))
+        };
+        let told = Said { netns_path: "/run/netns/there".into(), options: Some(options) };
+        assert_eq!(said(&facts), Ok(told));
+        // The pod's own spec names it then.
+        let by_spec =
+            SandboxFacts { record_network: String::new(), record_options: Vec::new(), ..facts.clone() };
+        assert_eq!(said(&by_spec), Ok(Said::default()));
+        let error = said(&SandboxFacts { record_network: "c2".into(), ..facts.clone() }).unwrap_err();
+        assert!(error.contains("`s1`") && error.contains("`c2`"), "{error}");
+        let error = said(&SandboxFacts { record_options: vec![0xff], ..facts }).unwrap_err();
+        assert!(error.contains("options of sandbox `s1`"), "{error}");
     }
 
     #[test]

@@ -4,8 +4,17 @@ use containerd_client::services::v1::sandbox as api;
 use containerd_client::tonic::Code;
 use containerd_client::tonic::transport::Channel;
 use containerd_client::types::Sandbox;
+use prost_types::Any;
 
 use super::client::{Containerd, ContainerdError, LONG, SHORT, in_namespace, optional};
+
+/// CreateSandbox's words that no record keeps.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Said {
+    /// Of the network namespace on that host; empty: none.
+    pub(crate) netns_path: String,
+    pub(crate) options: Option<Any>,
+}
 
 impl ContainerdError {
     /// True when containerd has no such service: it is older than what was asked.
@@ -88,12 +97,15 @@ impl Containerd {
         &self,
         namespace: &str,
         sandbox: Sandbox,
+        said: Said,
     ) -> Result<(), ContainerdError> {
         let action = format!("create sandbox `{}` in namespace `{namespace}`", sandbox.sandbox_id);
         let request = api::ControllerCreateRequest {
             sandbox_id: sandbox.sandbox_id.clone(),
             sandboxer: sandbox.sandboxer.clone(),
             sandbox: Some(sandbox),
+            netns_path: said.netns_path,
+            options: said.options,
             ..api::ControllerCreateRequest::default()
         };
         let request = in_namespace(namespace, request)?;
@@ -117,6 +129,25 @@ impl Containerd {
         let status = self.call(SHORT, action, self.sandbox_controller().status(request)).await?;
         // Of one that it does not know it says all but a state.
         Ok(!status.state.is_empty())
+    }
+
+    /// What CreateSandbox said of sandbox `id`, and the container that has its network cards, by its shim.
+    pub(crate) async fn said_of_sandbox(
+        &self,
+        namespace: &str,
+        id: &str,
+        sandboxer: &str,
+    ) -> Result<(Said, Option<String>), ContainerdError> {
+        let action = format!("ask controller `{sandboxer}` about sandbox `{id}` in namespace `{namespace}`");
+        let request = api::ControllerStatusRequest {
+            sandbox_id: id.into(),
+            verbose: true,
+            sandboxer: sandboxer.into(),
+        };
+        let request = in_namespace(namespace, request)?;
+        let mut status = self.call(SHORT, action, self.sandbox_controller().status(request)).await?;
+        let netns_path = status.info.remove("network.namespace").unwrap_or_default();
+        Ok((Said { netns_path, options: status.extra }, status.info.remove("network.pod")))
     }
 
     /// Ends the shim of sandbox `id`, and what the controller keeps of it.

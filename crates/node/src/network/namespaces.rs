@@ -54,16 +54,29 @@ fn is_pod(id: &str, spec: &Value) -> bool {
     note(VIRTUAL_POD) == Some(id) || note(CRI_TYPE).is_none_or(|kind| kind == "sandbox")
 }
 
+/// The namespace of a sandbox that was made with one, whatever its containers' specs name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Own<'a> {
+    /// The container that has its cards.
+    pub(crate) pod: &'a str,
+    pub(crate) path: &'a str,
+}
+
 /// The networks of a sandbox's pods, each with its place on the destination: the one that was chosen, else
 /// the same path. A pod without interfaces has none.
 pub(crate) async fn gather(
     containers: &[ContainerFacts],
+    own: Option<Own<'_>>,
     choices: &[NamespaceChoice],
 ) -> Result<Vec<PodNetwork>, NetworkError> {
     let mut networks = Vec::new();
     for container in containers {
         let spec: Value = serde_json::from_slice(&container.spec).unwrap_or_default();
-        let Some(path) = named(&spec).filter(|_| is_pod(&container.id, &spec)) else { continue };
+        let path = match own {
+            None => named(&spec).filter(|_| is_pod(&container.id, &spec)),
+            Some(own) => (own.pod == container.id).then_some(own.path),
+        };
+        let Some(path) = path else { continue };
         let read = |source| NetworkError::Read { pod: container.id.clone(), source };
         let mut interfaces = interfaces(Path::new(path)).await.map_err(read)?;
         let noted = spec["annotations"][NICS].as_str().and_then(|noted| serde_json::from_str(noted).ok());
@@ -160,17 +173,21 @@ mod tests {
     async fn a_pod_is_found_with_its_place_and_a_stray_choice_is_named() {
         let choice = |pod: &str| NamespaceChoice { pod: pod.into(), path: "/run/netns/there".into() };
         let pods = [container("web", OWN), container("plain", "{}")];
-        let networks = gather(&pods, &[]).await.unwrap();
+        let networks = gather(&pods, None, &[]).await.unwrap();
         assert_eq!(networks.len(), 1);
         assert_eq!(networks[0].destination, "/proc/self/ns/net");
         for chosen in ["web", ""] {
-            let networks = gather(&pods, &[choice(chosen)]).await.unwrap();
+            let networks = gather(&pods, None, &[choice(chosen)]).await.unwrap();
             assert_eq!(networks[0].destination, "/run/netns/there");
         }
-        let error = gather(&pods, &[choice("plain")]).await.unwrap_err().to_string();
+        let error = gather(&pods, None, &[choice("plain")]).await.unwrap_err().to_string();
         assert!(error.contains("`plain`") && error.contains("web"), "{error}");
+        // A sandbox's own comes before what its containers name.
+        let own = Own { pod: "plain", path: "/proc/self/ns/net" };
+        let networks = gather(&pods, Some(own), &[]).await.unwrap();
+        assert_eq!(networks.iter().map(|of| of.pod.as_str()).collect::<Vec<_>>(), ["plain"]);
         let gone = [container("web", &OWN.replace("/proc/self/ns/net", "/run/netns/there-is-none"))];
-        let error = gather(&gone, &[]).await.unwrap_err().to_string();
+        let error = gather(&gone, None, &[]).await.unwrap_err().to_string();
         assert!(error.contains("/run/netns/there-is-none") && error.contains("`web`"), "{error}");
     }
 

@@ -209,7 +209,9 @@ impl Incoming {
             Ok(Arrival::new(self.containerd.clone(), place.clone(), container, streams))
         });
         let record = record::read(facts).map_err(IncomingError::Field)?;
-        let record = record.map(|kept| RecordArrival::new(self.containerd.clone(), place.clone(), kept));
+        let said = record::said(facts).map_err(IncomingError::Field)?;
+        let record =
+            record.map(|kept| RecordArrival::new(self.containerd.clone(), place.clone(), kept, said));
         Ok(Arrivals::new(record, arrivals.collect::<Result<_, IncomingError>>()?))
     }
 

@@ -121,6 +121,8 @@ pub(crate) struct SandboxStatus {
     pub(crate) ended: Option<Ended>,
     /// `state` always, `migration.*` during a move, the rest when asked for more.
     pub(crate) info: BTreeMap<&'static str, String>,
+    /// CreateSandbox's, when asked for more.
+    pub(crate) options: Option<Any>,
 }
 
 /// The Sandbox API cannot be served as asked.
@@ -338,7 +340,7 @@ impl Sandbox {
             info.insert("migration.state", state.to_string());
             info.insert("migration.side", side.to_owned());
         }
-        let (pid, containers) = {
+        let (pid, containers, connected) = {
             let inner = self.inner();
             let ids: Vec<&str> = inner.containers.keys().map(String::as_str).collect();
             let pid = match &inner.machine {
@@ -353,7 +355,8 @@ impl Sandbox {
             if verbose && let Machine::Gone { reason } = &inner.machine {
                 info.insert("reason", reason.clone());
             }
-            (pid, ids.join(" "))
+            let connected = inner.pods.values().find(|pod| !pod.network.endpoints().is_empty());
+            (pid, ids.join(" "), connected.map(|pod| pod.id.clone()))
         };
         let made = self.api.made();
         if verbose {
@@ -362,6 +365,8 @@ impl Sandbox {
             if let Some(made) = &*made {
                 info.insert("bundle", made.bundle.display().to_string());
                 info.insert("network.namespace", made.netns_path.clone());
+                // Whose the cards in it are, to the guest.
+                info.extend(connected.map(|pod| ("network.pod", pod)));
                 info.insert("memory.mib", made.config.vm.memory_mib.to_string());
                 info.insert("processors", made.config.vcpus().to_string());
                 if let Some(options) = &made.options {
@@ -370,7 +375,8 @@ impl Sandbox {
             }
         }
         let created_at = made.as_ref().map_or(self.api.born, |made| made.at);
-        SandboxStatus { standing, pid, created_at, ended: *self.api.ended.borrow(), info }
+        let options = made.as_ref().filter(|_| verbose).and_then(|made| made.options.clone());
+        SandboxStatus { standing, pid, created_at, ended: *self.api.ended.borrow(), info, options }
     }
 
     /// Alive means that there is, or will be, a machine here.

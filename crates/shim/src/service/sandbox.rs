@@ -139,6 +139,8 @@ impl SandboxCalls for SandboxService {
             info: status.info.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
             created_at: MessageField::some(timestamp(status.created_at)),
             exited_at: status.ended.map(|ended| timestamp(ended.at)).into(),
+            // Who moves the sandbox passes them on.
+            extra: status.options.into(),
             ..api::SandboxStatusResponse::default()
         })
     }
