@@ -28,7 +28,7 @@ pub(super) fn contradiction(place: Place<'_>, reason: String) -> TreeError {
 }
 
 pub(super) fn field<T>(result: Result<T, IdError>, place: Place<'_>, name: &str) -> Result<T, TreeError> {
-    result.map_err(|error| error.of(&format_args!("{place}.{name}")).into())
+    result.map_err(|error| error.of(format_args!("{place}.{name}")).into())
 }
 
 pub(super) fn limit(place: Place<'_>, count: usize, limit: usize) -> Result<(), TreeError> {

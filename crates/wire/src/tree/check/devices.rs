@@ -37,7 +37,7 @@ pub(super) fn scsi<'a>(tree: &'a SavedTree, names: &mut Names<'a>) -> Result<(),
     for (id, reservation) in &scsi.reservations {
         let place = |id| format!("config.vm.scsi.reservations[{id}]");
         let Some(disk) = scsi.disks.get(&reservation.slot) else {
-            return Err(dangling(&place(id), "disk", &reservation.slot.to_string()));
+            return Err(dangling(&place(id), "disk", reservation.slot.to_string()));
         };
         // A read-only image may be shared; a second user of a writable one would destroy it.
         if disk.access.is_writable() {

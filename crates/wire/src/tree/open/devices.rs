@@ -24,13 +24,13 @@ pub(super) fn scsi(any: &Any, place: Place<'_>) -> Result<SavedScsi, TreeError> 
     let mut disks = BTreeMap::new();
     for (number, disk) in message.disks {
         let at = format_args!("{place}.disks[{number}]");
-        let slot = Slot::try_from(number).map_err(|error| error.of(&at))?;
+        let slot = Slot::try_from(number).map_err(|error| error.of(at))?;
         disks.insert(slot, self::disk(disk, &directories, &at)?);
     }
     let mut reservations = BTreeMap::new();
     for (at, reservation) in message.reservations.into_iter().enumerate() {
         let at = format_args!("{place}.reservations[{at}]");
-        let slot = Slot::try_from(reservation.slot).map_err(|error| error.of(&format_args!("{at}.slot")))?;
+        let slot = Slot::try_from(reservation.slot).map_err(|error| error.of(format_args!("{at}.slot")))?;
         let saved = SavedReservation { slot, partition: reservation.partition };
         reserve(&mut reservations, &reservation.reservation_id, saved, place, &at)?;
     }
@@ -82,7 +82,7 @@ fn disk(message: saved::Disk, directories: &[String], place: Place<'_>) -> Resul
             return Err(TreeError::Missing { place: digest_at.to_string(), remedy });
         }
         (true, false) => DiskAccess::ReadOnly {
-            digest: Digest::new(message.digest).map_err(|error| error.of(&digest_at))?,
+            digest: Digest::new(message.digest).map_err(|error| error.of(digest_at))?,
         },
         (false, true) => match message.token.as_ref() {
             None => DiskAccess::Writable,

@@ -135,7 +135,7 @@ fn container(
     for (id, any) in message.processes.iter().skip(1) {
         let at = format_args!("{place}.processes[{:?}]", shown(id));
         let exec = process(any, Some(&init.bundle), &at)?;
-        execs.insert(ExecId::new(id.as_str()).map_err(|error| error.of(&at))?, exec);
+        execs.insert(ExecId::new(id.as_str()).map_err(|error| error.of(at))?, exec);
     }
     let layers = message.layers.into_iter().enumerate();
     let scratch_at = format_args!("{place}.scratch");
