@@ -30,6 +30,7 @@ const IN_1_7: &[Case] = &[
     ("versions::1_7_a_sandbox_moves_with_its_record", records::a_sandbox_moves_with_its_record),
     ("versions::1_7_a_pod_moves_with_every_byte", pods::there_and_back_with_every_byte),
     ("versions::1_7_a_pod_of_cri_moves", cri::a_pod_moves_and_is_execd_into),
+    ("versions::1_7_a_blockfile_is_attached_as_it_is", disks::a_blockfile_is_attached_as_it_is),
     ("versions::1_7_nothing_stays", surface::nothing_stays_when_containers_are_gone),
 ];
 
