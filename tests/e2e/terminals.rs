@@ -159,6 +159,10 @@ fn sizes_and_limits(lab: &Lab) {
     };
     let impossible = json!({ "cpu": { "quota": 1, "period": 100_000 } });
     refused("a quota below the kernel's", containerd.update(ID, &impossible), Code::Unknown, "cpu.max");
+    // What the guest does not apply is not left out in silence, and nothing of such an update is applied.
+    let elsewhere = json!({ "pids": { "limit": 9 }, "cpu": { "cpus": "1" } });
+    refused("CPUs of the host", containerd.update(ID, &elsewhere), Code::Unimplemented, "cpu.cpus");
+    assert_eq!(limits().1.unwrap_or(0), 0, "all or nothing");
     refused("no such task", containerd.update("nobody", &wanted), Code::NotFound, "nobody");
     refused("an init without a terminal", containerd.resize(ID, "", 80, 24), Code::InvalidArgument, ID);
     refused("no such exec", containerd.resize(ID, "nobody", 80, 24), Code::NotFound, "nobody");

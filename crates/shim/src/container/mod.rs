@@ -13,6 +13,8 @@
 //! [`Hold`]: a container that arrives has the state it had on the source, and does nothing before it is
 //! resumed. A saved one still learns of its init's end, which is reported by the host that owns the task then.
 
+pub(crate) mod limits;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 

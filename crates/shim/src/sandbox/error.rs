@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use super::api::ApiError;
 use crate::config::ConfigError;
+use crate::container::limits::LimitError;
 use crate::controller::NotNow;
 use crate::device::plan9::Plan9Error;
 use crate::device::scsi::ScsiError;
@@ -51,6 +52,8 @@ pub(crate) enum SandboxError {
     Invalid { id: String, message: String },
     #[error("task {id}: {what} is not supported")]
     Unsupported { id: String, what: String },
+    #[error("task {id}: {source}")]
+    Limit { id: String, source: LimitError },
     #[error("task {id}: process {exec_id:?} has ended already")]
     ProcessGone { id: String, exec_id: String },
     #[error("task {id} runs on another host now: session {session} moved it; ask that host's containerd")]
@@ -106,7 +109,9 @@ impl SandboxError {
             SandboxError::Invalid { .. } | SandboxError::Config(_) | SandboxError::Bundle { .. } => {
                 Code::InvalidArgument
             }
-            SandboxError::Unsupported { .. } => Code::Unimplemented,
+            SandboxError::Unsupported { .. }
+            | SandboxError::Limit { source: LimitError::NotApplied { .. }, .. } => Code::Unimplemented,
+            SandboxError::Limit { .. } => Code::InvalidArgument,
             SandboxError::Vm(error) => error.code(),
             SandboxError::Rootfs(_) | SandboxError::Io(_) => Code::Unknown,
             SandboxError::Api(error) => error.code(),

@@ -6,7 +6,7 @@ use protobuf::well_known_types::any::Any;
 
 use super::error::{Code, SandboxError};
 use super::{Machine, Sandbox, exits};
-use crate::container::{INIT, State};
+use crate::container::{INIT, State, limits};
 use crate::controller::Transitions;
 use crate::process::io::Stdio;
 use crate::process::{self, Exit, Process};
@@ -224,12 +224,17 @@ impl Sandbox {
     /// Changes the container's limits. `resources`: OCI LinuxResources, JSON.
     pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), SandboxError> {
         self.mover.gate(TaskCall::Update)?;
+        // A client that only has annotations to change sends none.
+        let resources = if resources.is_empty() { b"{}" } else { resources };
         let resources: serde_json::Value =
             serde_json::from_slice(resources).map_err(|error| SandboxError::Invalid {
                 id: id.to_owned(),
                 message: format!("the resources are not OCI LinuxResources: {error}"),
             })?;
         let (vm, guest_id) = self.running(id)?;
+        // All of it or nothing: what is refused leaves the other limits as they are.
+        limits::check(&resources, &self.inner().container(id)?.resources)
+            .map_err(|source| SandboxError::Limit { id: id.to_owned(), source })?;
         Ok(vm.update(&guest_id, resources).await?)
     }
 
