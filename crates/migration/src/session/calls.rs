@@ -115,6 +115,7 @@ impl Session {
                 Side::Destination => Machine::Absent,
             },
             completed: false,
+            sending: false,
             alone: false,
             stopping: false,
             blackout: None,
@@ -122,7 +123,8 @@ impl Session {
         }
     }
 
-    pub(super) fn start_transfer(&mut self, of: Move, out: &mut Out) {
+    pub(super) fn start_transfer(&mut self, mut of: Move, out: &mut Out) {
+        of.sending = of.side == Side::Source;
         notify(&of, Phase::SetupDone, PhaseState::Success, Detail::None, out);
         out.push(Effect::StartTransfer { epoch: of.epoch, side: of.side });
         self.state = State::Transferring { of, deadline: None };

@@ -75,6 +75,9 @@ impl Session {
                 }
             }
             Completion::TransferFailed(fault) => {
+                if let Some(of) = self.state.of_mut() {
+                    of.sending = false;
+                }
                 if self.state.id() == StateId::Transferring {
                     self.fail(&Refusal::unknown(fault.message), Some(fault.state), out);
                 }
@@ -88,7 +91,7 @@ impl Session {
                     self.fail(&Refusal::unknown(fault.message), Some(fault.state), out);
                 }
             }
-            Completion::CancelDone(result) => self.cancel_done(result, out),
+            Completion::CancelDone(result) => self.cancel_done(now, result, out),
             Completion::Resumed(result) => self.resumed(now, result, out),
             Completion::Stopped(result) => self.stopped(result, out),
         }
@@ -252,7 +255,7 @@ impl Session {
         }
     }
 
-    fn cancel_done(&mut self, result: Result<Cancelled, Refusal>, out: &mut Out) {
+    fn cancel_done(&mut self, now: Moment, result: Result<Cancelled, Refusal>, out: &mut Out) {
         let (mut of, calls) = match self.take() {
             State::Cancelling { of, calls, .. } => (of, calls),
             other => {
@@ -272,6 +275,7 @@ impl Session {
         }
         match result {
             Ok(Cancelled::InTime) => {
+                of.sending = false;
                 if of.side == Side::Destination {
                     of.machine = match of.machine {
                         Machine::Absent => Machine::Absent,
@@ -291,6 +295,7 @@ impl Session {
                 self.state = State::Cancelled { of, ending: None };
             }
             Err(refusal) => {
+                of.doubt(now);
                 out.push(Effect::CloseSockets { epoch: of.epoch });
                 self.state = State::Cancelled { of, ending: None };
                 self.fail(&refusal, None, out);

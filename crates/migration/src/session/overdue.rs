@@ -63,7 +63,8 @@ impl Session {
                 self.cancel(now, Vec::new(), out);
             }
             State::Cancelling { of, .. } => {
-                // Whether the machine still moves is not known; only a Finalize leads on.
+                // Whether the machine still moves, or has left, is not known; only a Finalize leads on.
+                of.doubt(now);
                 if of.machine == Machine::Absent {
                     of.machine = Machine::Gone;
                 }

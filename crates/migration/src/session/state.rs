@@ -102,6 +102,8 @@ pub(super) struct Move {
     /// This side's transfer was complete at some time. Never unset: a source for which it holds
     /// may have a twin.
     pub(super) completed: bool,
+    /// A source's transfer was begun, and was not seen to fail or to be undone: it may complete at any time.
+    pub(super) sending: bool,
     /// A source was told that it has none: the destination is stopped, and cannot run. Never unset.
     pub(super) alone: bool,
     /// A STOP was asked for. Never unset: a late stop must not meet a guest that runs again.
@@ -112,6 +114,14 @@ pub(super) struct Move {
 }
 
 impl Move {
+    /// Nobody knows how its transfer ended: of a source, it is taken for complete.
+    pub(super) fn doubt(&mut self, now: Moment) {
+        if self.sending {
+            self.completed = true;
+            self.blackout.get_or_insert(now);
+        }
+    }
+
     /// Its tasks run elsewhere, or may: whether their end here is one is not known here.
     pub(super) fn left(&self) -> bool {
         self.side == Side::Source && self.completed && !self.alone

@@ -130,6 +130,54 @@ fn a_transfer_that_completed_while_it_was_cancelled_still_needs_a_stopped_destin
     assert_eq!(reply(&effects).as_ref().unwrap_err().code, Code::FailedPrecondition);
 }
 
+/// A cancellation of which nobody knows how it ended: what was being sent may have arrived.
+#[test]
+fn a_cancellation_without_an_end_leaves_a_source_that_may_have_left() {
+    let fault = || TransferFault { state: PhaseState::SourceFailed, message: "undone".into() };
+    for (begun, undone) in [(false, false), (true, false), (true, true)] {
+        for overdue in [true, false] {
+            let case = format!("begun {begun}, undone {undone}, overdue {overdue}");
+            let cancelling = || {
+                let mut bench = Bench::exported();
+                if begun {
+                    let _ = bench.call(Call::AdoptSocket { session: sid(), stream: Stream::Memory });
+                    let _ = bench.done(Completion::SocketAdopted { stream: Stream::Memory, result: Ok(()) });
+                    let _ = bench.call(Call::Transfer { session: sid(), timeout: Duration::ZERO });
+                }
+                let _ = bench.call(Call::Cancel { session: sid() });
+                if undone {
+                    let _ = bench.done(Completion::TransferFailed(fault()));
+                }
+                if overdue {
+                    bench.now = bench.now.after(Limits::default().cancel);
+                    let _ = bench.session.step(bench.now, Event::Tick);
+                } else {
+                    let _ = bench.done(Completion::CancelDone(Err(Refusal::unknown("no answer"))));
+                }
+                assert_eq!(bench.id(), StateId::Failed, "{case}");
+                bench
+            };
+            let doubt = begun && !undone;
+            let mut bench = cancelling();
+            // An end that comes too late does not lift the doubt.
+            let _ = bench.done(Completion::CancelDone(Ok(Cancelled::InTime)));
+            let (_, effects) = bench.finalize(Action::Resume, false);
+            let resumes = |effects: &[Effect]| has(effects, |e| matches!(e, Effect::ResumeSource { .. }));
+            assert_eq!(resumes(&effects), !doubt, "{case}");
+            if doubt {
+                let refusal = reply(&effects).as_ref().unwrap_err();
+                assert!(refusal.message.contains("destination_stopped"), "{case}: {refusal:?}");
+                let (_, effects) = bench.finalize(Action::Resume, true);
+                assert!(resumes(&effects), "{case}");
+            }
+            // Nor does its machine's end tell one of tasks that may run elsewhere.
+            let mut bench = cancelling();
+            let effects = bench.session.step(bench.now, Event::VmExited).into_vec();
+            assert_eq!(has(&effects, |e| matches!(e, Effect::Thaw { .. })), !doubt, "{case}");
+        }
+    }
+}
+
 #[test]
 fn a_running_destination_is_never_called_stopped() {
     let mut bench = Bench::prepared();
