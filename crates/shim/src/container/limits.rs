@@ -130,7 +130,9 @@ fn not_applied(field: String, value: &Value) -> LimitError {
             "the guest has no swap: leave it out, or send memory.limit with it and no less than that"
         }
         "unified" => "send the field of LinuxResources that stands for it, or leave it out",
-        "devices" => "leave it out; a container's devices are those of its spec, so make it again with others",
+        "devices" => {
+            "leave it out; a container's devices are those of its spec, so make it again with others"
+        }
         _ => {
             "leave it out; memory.limit, memory.reservation, cpu.shares, cpu.quota, cpu.period and pids.limit \
              can be changed"

@@ -112,6 +112,8 @@ pub(crate) struct Container {
     pub(crate) state: State,
     pub(crate) hold: Hold,
     pub(crate) paused: bool,
+    /// Pauses and resumes that the guest was asked for and `paused` does not tell of yet.
+    pub(crate) pausing: u32,
     /// Topmost first.
     pub(crate) layers: Vec<DiskRef>,
     pub(crate) scratch: Option<DiskRef>,

@@ -156,6 +156,7 @@ impl Sandbox {
             state: State::Creating,
             hold: Hold::Free,
             paused: false,
+            pausing: 0,
             layers: Vec::new(),
             scratch: None,
             layers_combined: false,

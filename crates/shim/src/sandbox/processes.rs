@@ -204,6 +204,7 @@ impl Sandbox {
     }
 
     pub(crate) async fn pause(&self, id: &str) -> Result<(), SandboxError> {
+        let _under_way = Pausing::begin(self, id)?;
         self.mover.gate(TaskCall::Pause)?;
         let (vm, guest_id) = self.running(id)?;
         vm.pause(&guest_id).await?;
@@ -213,6 +214,7 @@ impl Sandbox {
     }
 
     pub(crate) async fn resume(&self, id: &str) -> Result<(), SandboxError> {
+        let _under_way = Pausing::begin(self, id)?;
         self.mover.gate(TaskCall::Resume)?;
         let (vm, guest_id) = self.running(id)?;
         vm.resume(&guest_id).await?;
@@ -254,6 +256,29 @@ impl Sandbox {
         match container.state {
             State::Running => Ok((vm, container.guest_id.clone())),
             other => Err(SandboxError::State { id: id.to_owned(), action: "do this", state: other.name() }),
+        }
+    }
+}
+
+/// A pause or resume under way. It is there before the gate is asked, which a move shuts before it asks who is under
+/// way: one of the two sees the other.
+struct Pausing<'a> {
+    sandbox: &'a Sandbox,
+    id: &'a str,
+}
+
+impl<'a> Pausing<'a> {
+    fn begin(sandbox: &'a Sandbox, id: &'a str) -> Result<Pausing<'a>, SandboxError> {
+        sandbox.inner().container_mut(id)?.pausing += 1;
+        Ok(Pausing { sandbox, id })
+    }
+}
+
+impl Drop for Pausing<'_> {
+    fn drop(&mut self) {
+        // Deleted meanwhile, it stands in nobody's way.
+        if let Ok(container) = self.sandbox.inner().container_mut(self.id) {
+            container.pausing = container.pausing.saturating_sub(1);
         }
     }
 }

@@ -161,6 +161,29 @@ async fn what_is_killed_while_it_starts_late_does_not_run_on() {
     rig.delete_all(&[WORKLOAD, SANDBOX]).await;
 }
 
+/// What is saved in between would say that a container runs which the guest has frozen, or the other way round.
+#[tokio::test]
+async fn nothing_is_saved_while_a_pause_or_a_resume_is_under_way() {
+    let Some(rig) = Rig::with_a_running_pod().await else { return };
+    rig.sandbox.may_be_saved().unwrap();
+    for paused in [true, false] {
+        let request = if paused { Request::PauseContainer } else { Request::ResumeContainer };
+        let call = rig.held(request, move |sandbox| async move {
+            if paused { sandbox.pause(WORKLOAD).await } else { sandbox.resume(WORKLOAD).await }
+        });
+        let call = call.await;
+        let refusal = rig.sandbox.may_be_saved().unwrap_err();
+        assert!(refusal.message.contains(WORKLOAD) && refusal.message.contains("under way"), "{refusal:?}");
+        rig.faults.clear();
+        ended(call).await.unwrap();
+        assert_eq!(rig.sandbox.inner().container(WORKLOAD).unwrap().paused, paused);
+        rig.sandbox.may_be_saved().unwrap();
+    }
+    rig.qemu.kill();
+    assert_eq!(rig.exits(2).await, killed(&[SANDBOX, WORKLOAD]));
+    rig.delete_all(&[WORKLOAD, SANDBOX]).await;
+}
+
 #[tokio::test]
 async fn a_guest_that_never_answers_is_waited_for_so_long_and_no_longer() {
     let Some(rig) = Rig::with_a_running_pod().await else { return };

@@ -54,6 +54,10 @@ pub(super) fn check_all(inner: &Inner) -> Result<(), Refusal> {
         let what = container.what();
         state.enter(container::Op::Save, &what).map_err(|error| precondition(&error))?;
         hold.enter(Step::Save, &what).map_err(|error| precondition(&error))?;
+        if container.pausing > 0 {
+            // The guest may have frozen it already: what would be saved may not be so.
+            return Err(precondition(&format_args!("{what}: a pause or resume of it is under way")));
+        }
         for process in container.processes.values() {
             let exec = &process.exec_id;
             let what = if exec.is_empty() { what.clone() } else { format!("{what}, exec {exec}") };

@@ -134,6 +134,12 @@ impl Sandbox {
         })
     }
 
+    /// Whether every controller can be saved now, without a machine that is asked.
+    #[cfg(test)]
+    pub(super) fn may_be_saved(&self) -> Result<(), Refusal> {
+        export::check_all(&self.inner())
+    }
+
     /// Refused by its name while something ties the sandbox to this host. Changes nothing.
     pub(super) fn check_ties(&self) -> Result<(), Refusal> {
         self.shares.check_migratable().map_err(|tie| Refusal::precondition(tie.to_string()))?;

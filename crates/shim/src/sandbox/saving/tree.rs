@@ -153,6 +153,7 @@ pub(super) fn import_container(pod: String, saved: SavedContainer) -> Result<Con
         state,
         hold: Hold::Imported,
         paused: saved.paused,
+        pausing: 0,
         layers: saved.layers.into_iter().map(disk).collect(),
         scratch: saved.scratch.map(disk),
         layers_combined: saved.layers_combined,
