@@ -2,6 +2,11 @@
 
 use super::{Cause, Coordinator, Effect, Ended, FailureKind, Job, Out, Phase, State, TooLate, Trouble, Work};
 use crate::Moment;
+use std::time::Duration;
+
+/// How long a source may take to let go of a transfer before the destination is told. Longer than QEMU's handshake with a
+/// disk's export, and no time for a guest: it runs, or goes on at once.
+const LETTING_GO: Duration = Duration::from_secs(6);
 
 /// A move that is being undone.
 #[derive(Debug)]
@@ -9,6 +14,8 @@ pub(super) struct Undo {
     destination: DestinationLeg,
     source: SourceLeg,
     hold: Hold,
+    /// The destination's abort waits for the source until then at most.
+    turn: Option<Moment>,
 }
 
 /// What must be known of the destination before the source resumes.
@@ -44,7 +51,9 @@ enum SourceLeg {
 impl Undo {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match (self.hold, self.destination) {
-            (Hold::NeverRan(until), DestinationLeg::Aborting) => Some(until),
+            (Hold::NeverRan(until), DestinationLeg::Aborting) => {
+                Some(self.turn.map_or(until, |turn| turn.min(until)))
+            }
             (Hold::NeverRan(_), DestinationLeg::Clear | DestinationLeg::GivenUp) | (Hold::MustConfirm, _) => {
                 None
             }
@@ -108,6 +117,9 @@ impl Coordinator {
     /// Before the decision: undo everything that was begun.
     pub(super) fn abort(&mut self, now: Moment, cause: Cause, out: &mut Out) {
         self.facts.cause = Some(cause);
+        // A peer that hangs up while a disk's mirror is being opened can be the end of the source's QEMU: it lets go of
+        // a transfer first.
+        let after_source = matches!(self.state, State::Transfer(_)) && self.facts.source_touched;
         self.abandon_all(out);
         let undo = Undo {
             destination: match self.facts.destination_touched {
@@ -119,13 +131,14 @@ impl Coordinator {
                 false => SourceLeg::Settled,
             },
             hold: Hold::NeverRan(now.after(self.deadlines.abort)),
+            turn: after_source.then(|| now.after(LETTING_GO)),
         };
         self.enter(now, State::Aborting(undo), out);
-        // Both at once: a cancelled source goes on by itself, and must not wait for a silent peer.
         if self.facts.source_touched {
             self.begin(now, Work::SourceCancel, out);
         }
-        if self.facts.destination_touched {
+        // Else both at once: a cancelled source goes on by itself, and must not wait for a silent peer.
+        if self.facts.destination_touched && !after_source {
             self.begin(now, Work::DestinationAbort, out);
         }
         self.undo_on(now, out);
@@ -138,6 +151,7 @@ impl Coordinator {
             destination: DestinationLeg::Aborting,
             source: SourceLeg::Waiting,
             hold: Hold::MustConfirm,
+            turn: None,
         };
         self.enter(now, State::Aborting(undo), out);
         self.begin(now, Work::DestinationAbort, out);
@@ -152,6 +166,7 @@ impl Coordinator {
                     destination: DestinationLeg::Clear,
                     source: SourceLeg::Waiting,
                     hold: Hold::MustConfirm,
+                    turn: None,
                 };
                 self.enter(now, State::Aborting(undo), out);
                 self.undo_on(now, out);
@@ -178,6 +193,11 @@ impl Coordinator {
     }
 
     pub(super) fn undo_overdue(&mut self, now: Moment, out: &mut Out) {
+        if let State::Aborting(Undo { turn: Some(turn), .. }) = &self.state
+            && *turn <= now
+        {
+            self.destinations_turn(now, out);
+        }
         if let State::Aborting(Undo { hold: Hold::NeverRan(until), .. }) = &self.state
             && *until <= now
         {
@@ -214,7 +234,10 @@ impl Coordinator {
     pub(super) fn undo_ended(&mut self, now: Moment, job: Job, ended: Ended, out: &mut Out) {
         match job.work {
             Work::DestinationAbort => self.abort_ended(now, job, ended, out),
-            Work::SourceCancel => self.cancel_ended(now, job, ended),
+            Work::SourceCancel => {
+                self.cancel_ended(now, job, ended);
+                self.destinations_turn(now, out);
+            }
             Work::SourceResume { .. } => self.resume_ended(now, job, ended, out),
             Work::SourceCleanup => self.source_cleaned(now, job, ended),
             // Nothing else is begun on the way back.
@@ -281,6 +304,14 @@ impl Coordinator {
                     self.set_source(SourceLeg::Waiting);
                 }
             }
+        }
+    }
+
+    /// The source has let go, or has had its time: the destination is told, if it was not yet.
+    fn destinations_turn(&mut self, now: Moment, out: &mut Out) {
+        let State::Aborting(undo) = &mut self.state else { return };
+        if undo.turn.take().is_some() && undo.destination == DestinationLeg::Aborting {
+            self.begin(now, Work::DestinationAbort, out);
         }
     }
 
