@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::socket::{Shutdown, shutdown};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::disk::node_name;
 use crate::document::Slot;
@@ -25,6 +25,8 @@ use crate::qmp::QmpError;
 
 /// For NBD's handshake, in which QEMU's main loop, and so the guest's devices, stand still.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// For the requests in flight of a mirror that is given up.
+const ANSWERS_DEADLINE: Duration = Duration::from_secs(1);
 /// For an export's clients to be cut off.
 const EXPORT_DEADLINE: Duration = Duration::from_secs(5);
 /// For a job that was told to end. Graceful endings take milliseconds once the mirror is in step.
@@ -239,9 +241,14 @@ impl Qemu {
                     // It may have ended by itself since; whether it has is seen below.
                     tracing::debug!(%slot, %error, "cancelling the mirror");
                 }
-                // A cancelled job still waits for the requests in flight, and a peer that is silent never answers them.
+                // A cancelled job still waits for the requests in flight. A peer that is there answers them; cut off in their
+                // middle, QEMU 7.2 has ended with `corrupted double-linked list`. One that is silent never answers.
+                let ended = timeout(ANSWERS_DEADLINE, self.job_concluded(slot)).await;
                 self.hang_up(slot);
-                self.job_concluded(slot).await?;
+                match ended {
+                    Ok(ended) => ended?,
+                    Err(_) => self.job_concluded(slot).await?,
+                };
             }
         }
         self.clear_away(slot, "abort").await

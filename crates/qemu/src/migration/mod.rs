@@ -277,14 +277,23 @@ impl Qemu {
     }
 
     /// Cancels an outgoing migration as [`Qemu::migrate_cancel`] does, whatever its peers do. `disks`: the mirrors that are
-    /// given up with it; they fail, and what is left of them is for [`Qemu::mirror_abort`]. `memory`: the socket that the
-    /// migration goes through.
+    /// given up with it, none of which is being started; when they fail, what is left of them is for
+    /// [`Qemu::mirror_abort`]. `memory`: the socket that the migration goes through. `at_once`: the guest may stand still.
     ///
     /// A QEMU that stops its guest waits for each write that is under way, one that sends the last of memory for the
-    /// socket's other end, and in both it hears nobody. So they are hung up on first: memory's only when that did not
-    /// help, because a migration that is cut off fails, where one that is cancelled is over in order.
-    pub async fn take_back(&self, disks: &[Slot], memory: Option<&OwnedFd>) -> Result<(), QemuError> {
-        disks.iter().for_each(|slot| self.hang_up(*slot));
+    /// socket's other end, and in both it hears nobody. So they are hung up on: disks first when a guest waits for it,
+    /// else, as memory, only when QEMU was not heard, because what is cut off fails, where what is cancelled is over in
+    /// order.
+    pub async fn take_back(
+        &self,
+        disks: &[Slot],
+        memory: Option<&OwnedFd>,
+        at_once: bool,
+    ) -> Result<(), QemuError> {
+        let hang_up_disks = || disks.iter().for_each(|slot| self.hang_up(*slot));
+        if at_once {
+            hang_up_disks();
+        }
         match timeout(HEARING_DEADLINE, self.migrate_cancel()).await {
             Ok(Ok(())) => {
                 // QEMU may still have a thread there that waits for the peer's word.
@@ -297,6 +306,7 @@ impl Qemu {
                 tracing::warn!(after = ?HEARING_DEADLINE, "QEMU is not heard: the migration is hung up on")
             }
         }
+        hang_up_disks();
         memory.into_iter().for_each(hang_up);
         // Looks first how it stands: what was asked above may have taken effect.
         self.migrate_cancel().await

@@ -126,7 +126,7 @@ async fn a_migration_is_taken_back_at_once_while_a_disk_s_peer_is_silent() {
     falls_deaf(&pair.source).await;
 
     let begin = Instant::now();
-    pair.source.take_back(&[place], Some(&kept)).await.unwrap();
+    pair.source.take_back(&[place], Some(&kept), true).await.unwrap();
     assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
     becomes(&pair.source, RunState::Running).await;
     is_counting(&pair.source).await;
@@ -168,7 +168,7 @@ async fn a_migration_is_taken_back_soon_while_its_own_peer_is_silent_at_the_last
     falls_deaf(&source).await;
 
     let begin = Instant::now();
-    source.take_back(&[], Some(&kept)).await.unwrap();
+    source.take_back(&[], Some(&kept), true).await.unwrap();
     assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
     becomes(&source, RunState::Running).await;
     drop(tell);

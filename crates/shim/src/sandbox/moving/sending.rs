@@ -365,17 +365,26 @@ impl Sending<'_> {
         }))
     }
 
-    /// The migration did not complete: mirrors end, the guest goes on here. Unless it completed all the same, while
-    /// this side was about to give it up: then that is what is told, because the machine may run elsewhere.
-    async fn undo(mut self, fault: TransferFault) -> Completion {
-        // The guest may stand still meanwhile, and QEMU wait for a peer that says nothing.
-        let disks: Vec<_> = self.disks.iter().copied().map(qemu_slot).collect();
-        let ended = self.vm.qemu.take_back(&disks, self.memory.as_ref()).await;
+    async fn abort_mirrors(&mut self) {
         for slot in std::mem::take(&mut self.disks) {
             if let Err(error) = self.vm.qemu.mirror_abort(qemu_slot(slot)).await {
                 tracing::warn!(%slot, %error, "ending a mirror");
             }
         }
+    }
+
+    /// The migration did not complete: mirrors end, the guest goes on here. Unless it completed all the same, while
+    /// this side was about to give it up: then that is what is told, because the machine may run elsewhere.
+    async fn undo(mut self, fault: TransferFault) -> Completion {
+        if self.memory.is_none() {
+            // One may be being opened, and a handshake that is cut short is QEMU's end: each is settled first. The guest
+            // runs, and waits for none of it.
+            self.abort_mirrors().await;
+        }
+        // The guest may stand still meanwhile, and QEMU wait for a peer that says nothing.
+        let disks: Vec<_> = self.disks.iter().copied().map(qemu_slot).collect();
+        let ended = self.vm.qemu.take_back(&disks, self.memory.as_ref(), self.stopped.is_some()).await;
+        self.abort_mirrors().await;
         match ended {
             // QEMU lets a guest that ran run again by itself.
             Ok(()) => {

@@ -81,9 +81,9 @@ fn disk(message: saved::Disk, directories: &[String], place: Place<'_>) -> Resul
                 "a read-only disk is found by its digest: restart the pod, so that its layers get one";
             return Err(TreeError::Missing { place: digest_at.to_string(), remedy });
         }
-        (true, false) => DiskAccess::ReadOnly {
-            digest: Digest::new(message.digest).map_err(|error| error.of(digest_at))?,
-        },
+        (true, false) => {
+            DiskAccess::ReadOnly { digest: Digest::new(message.digest).map_err(|error| error.of(digest_at))? }
+        }
         (false, true) => match message.token.as_ref() {
             None => DiskAccess::Writable,
             Some(token) => DiskAccess::Shared { token: self::token(token, &format_args!("{place}.token"))? },
