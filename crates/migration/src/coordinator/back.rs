@@ -1,8 +1,9 @@
 //! The way back to the source.
 
+use std::time::Duration;
+
 use super::{Cause, Coordinator, Effect, Ended, FailureKind, Job, Out, Phase, State, TooLate, Trouble, Work};
 use crate::Moment;
-use std::time::Duration;
 
 /// How long a source may take to let go of a transfer before the destination is told. Longer than QEMU's handshake with a
 /// disk's export, and no time for a guest: it runs, or goes on at once.

@@ -68,7 +68,7 @@ impl Machine {
         };
         self.scsi.disks.insert(at, disk);
         let id = reservation(self.next());
-        self.scsi.reservations.insert(id.clone(), SavedReservation { slot: at, partition: shape.partition });
+        self.scsi.reservations.insert(id, SavedReservation { slot: at, partition: shape.partition });
         Some(SavedLayer { reservation: id, guest_path })
     }
 
@@ -76,7 +76,7 @@ impl Machine {
         let paths: Vec<&String> = self.plan9.shares.keys().collect();
         let path = (!paths.is_empty()).then(|| which.get(&paths).to_string())?;
         let id = reservation(self.next());
-        self.plan9.reservations.insert(id.clone(), path);
+        self.plan9.reservations.insert(id, path);
         Some(id)
     }
 }
@@ -254,7 +254,7 @@ impl ContainerShape {
             disk_volumes: scsi_reservations
                 .iter()
                 .enumerate()
-                .map(|(at, id)| (format!("/data/{at}"), id.clone()))
+                .map(|(at, id)| (format!("/data/{at}"), *id))
                 .collect(),
             scsi_reservations,
             init,
