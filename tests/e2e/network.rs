@@ -50,11 +50,6 @@ exec busybox nc -ll -p 7000 -e cat";
 /// No connection stands still for so long, however slow the machine is that moves its pod. What the
 /// gaps are is printed.
 const SANE: Duration = Duration::from_secs(15);
-/// What a download has at least beside an upload and two dialogues, MiB/s, the median over all moves: of
-/// [`Download::AT_MOST`] at rest, and from a move's beginning to its end. That includes the pause, and on two processors
-/// that also emulate the guest the sending of its memory takes its share.
-const AT_REST: f64 = 50.0;
-const MOVING: f64 = 25.0;
 /// An answer comes within this; and nothing would have come within a [`MOMENT`] that should not.
 const ANSWERED: Duration = Duration::from_secs(15);
 const MOMENT: Duration = Duration::from_secs(2);
@@ -226,12 +221,6 @@ fn connections_survive_there_and_back(lab: &Lab) {
     whole("    all connections stand");
     let worst = rows.iter().map(|row| row.gap).max().unwrap_or_default();
     assert!(worst < SANE, "a connection stood still for {worst:?}");
-    for (what, down, least) in [
-        ("at rest", median(&rows, |row| row.at_rest.0), AT_REST),
-        ("while it moves", median(&rows, |row| row.moving.0), MOVING),
-    ] {
-        assert!(down >= least, "{what} the download had {down:.0} MiB/s beside the upload, not {least}");
-    }
     drop((four, six, download, upload));
     container.remove(host);
 }
