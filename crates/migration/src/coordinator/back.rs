@@ -1,13 +1,7 @@
 //! The way back to the source.
 
-use std::time::Duration;
-
 use super::{Cause, Coordinator, Effect, Ended, FailureKind, Job, Out, Phase, State, TooLate, Trouble, Work};
 use crate::Moment;
-
-/// How long a source may take to let go of a transfer before the destination is told. Longer than QEMU's handshake with a
-/// disk's export, and no time for a guest: it runs, or goes on at once.
-const LETTING_GO: Duration = Duration::from_secs(6);
 
 /// A move that is being undone.
 #[derive(Debug)]
@@ -132,7 +126,7 @@ impl Coordinator {
                 false => SourceLeg::Settled,
             },
             hold: Hold::NeverRan(now.after(self.deadlines.abort)),
-            turn: after_source.then(|| now.after(LETTING_GO)),
+            turn: after_source.then(|| now.after(self.deadlines.let_go)),
         };
         self.enter(now, State::Aborting(undo), out);
         if self.facts.source_touched {
