@@ -1,5 +1,7 @@
 //! Connections of a pod with a client outside both hosts, while the pod moves.
 
+mod rates;
+
 use std::{
     env, fs,
     path::PathBuf,
@@ -8,11 +10,12 @@ use std::{
 };
 
 use dunlin_tests::{
-    Container, Download, Echo, Host, Lab, PodNet, Run, Upload,
+    Bulk, Container, Echo, Host, Lab, PodNet, Run,
     network::{answers, connect, fetch, ping},
 };
 use serde_json::Value;
 
+use self::rates::{Row, rates, summary};
 use crate::{
     Case,
     rollback::{SlowNetwork, in_transfer},
@@ -117,48 +120,6 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// What one move did to the connections; rates are MiB/s, down to the client and up from it.
-struct Row {
-    pause: Duration,
-    gap: Duration,
-    at_rest: (f64, f64),
-    moving: (f64, f64),
-}
-
-/// Down and up, MiB/s, from `before` to `now`.
-#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-fn rates(before: (u64, u64), now: (u64, u64), since: Instant) -> (f64, f64) {
-    let rate = |bytes: u64| bytes as f64 / since.elapsed().as_secs_f64() / f64::from(1 << 20);
-    (rate(now.0 - before.0), rate(now.1 - before.1))
-}
-
-/// The middle one.
-fn median(rows: &[Row], of: impl Fn(&Row) -> f64) -> f64 {
-    let mut values: Vec<f64> = rows.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Pause and gaps of all moves, worst first, and the rates, for whoever reads the test's output.
-fn summary(rows: &[Row]) {
-    let mut excess: Vec<f64> = rows.iter().map(|row| ms(row.gap) - ms(row.pause)).collect();
-    excess.sort_by(f64::total_cmp);
-    let within = excess.iter().filter(|excess| **excess <= 50.0).count();
-    println!(
-        "    gap less pause: median {:.0} ms, worst {:.0} ms; at most 50 ms in {within} of {} moves",
-        excess[excess.len() / 2],
-        excess[excess.len() - 1],
-        excess.len()
-    );
-    println!(
-        "    median rates: down {:.0} and up {:.1} MiB/s at rest, {:.0} and {:.1} MiB/s from a move's beginning to its end",
-        median(rows, |row| row.at_rest.0),
-        median(rows, |row| row.at_rest.1),
-        median(rows, |row| row.moving.0),
-        median(rows, |row| row.moving.1)
-    );
-}
-
 fn connections_survive_there_and_back(lab: &Lab) {
     let addresses = ["--address", "10.88.0.5/16", "--address", "fd88::5/64"];
     let nets = PodNet::on_both(lab, "n-keep", &addresses);
@@ -167,8 +128,8 @@ fn connections_survive_there_and_back(lab: &Lab) {
     assert_eq!(pattern.len(), PATTERN_BYTES);
     let four = Echo::start(&at("10.88.0.5", ECHO));
     let six = Echo::start(&at("fd88::5", ECHO));
-    let upload = Upload::start(&at("fd88::5", TAKES), pattern[..PIECE_BYTES].to_vec());
-    let download = Download::start(&at("10.88.0.5", STREAM), pattern);
+    let upload = Bulk::upload(&at("fd88::5", TAKES), pattern[..PIECE_BYTES].to_vec());
+    let download = Bulk::download(&at("10.88.0.5", STREAM), pattern);
     let whole = |at: &str| {
         println!("{at}");
         four.assert_whole();
@@ -419,7 +380,7 @@ fn a_move_that_turns_back_breaks_no_connection(lab: &Lab) {
     let container = server(lab, "n-back", &nets[0].path());
     let four = Echo::start(&at("10.88.0.41", ECHO));
     let six = Echo::start(&at("fd88::41", ECHO));
-    let download = Download::start(&at("10.88.0.41", STREAM), fetch(&at("10.88.0.41", PATTERN)));
+    let download = Bulk::download(&at("10.88.0.41", STREAM), fetch(&at("10.88.0.41", PATTERN)));
     download.await_more(4 << 20);
     let stand = || {
         four.await_more(50);
@@ -553,7 +514,7 @@ fn a_node_makes_and_removes_the_namespace(lab: &Lab) {
     let six = Echo::start(&at("fd88::71", ECHO));
     // By the pod's second interface, which is of a network of its own there.
     let aside = Echo::start(&at("10.89.0.71", ECHO));
-    let download = Download::start(&at("10.88.0.71", STREAM), fetch(&at("10.88.0.71", PATTERN)));
+    let download = Bulk::download(&at("10.88.0.71", STREAM), fetch(&at("10.88.0.71", PATTERN)));
     let stand = || {
         four.await_more(50);
         six.await_more(50);

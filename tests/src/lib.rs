@@ -1,6 +1,7 @@
 //! Drives a lab from outside through the built programs, as a user would, for the
 //! end-to-end tests in `e2e/`.
 
+mod bulk;
 mod command;
 mod container;
 mod containerd;
@@ -15,8 +16,8 @@ mod oracle;
 mod pods;
 mod streams;
 mod terminal;
-mod upload;
 
+pub use bulk::Bulk;
 pub use command::Run;
 pub use container::Container;
 pub use containerd::{Background, Containerd, Ended, Stdio, Template};
@@ -26,10 +27,9 @@ pub use cri::Pod;
 pub use exits::{Announced, Answered, Exits};
 pub use lab::{Host, Lab, Observer, Programs};
 pub use machine::Traces;
-pub use network::{Download, Echo, PodNet};
+pub use network::{Echo, PodNet};
 pub use numbered::{Chatty, Checker, last_line, line};
 pub use oracle::{Oracle, allocated, is_locked, scratch_image};
 pub use pods::{Pods, Process, Work};
 pub use streams::{Feeder, Reader};
 pub use terminal::Terminal;
-pub use upload::Upload;
