@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,15 +23,18 @@ use crate::event::Event;
 use crate::migration::next_look;
 use crate::owner::Qemu;
 use crate::qmp::QmpError;
+use crate::run_state::RunState;
 
 /// For NBD's handshake, in which QEMU's main loop, and so the guest's devices, stand still.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// For the requests in flight of a mirror that is given up.
+/// For the requests in flight of mirrors that are given up.
 const ANSWERS_DEADLINE: Duration = Duration::from_secs(1);
 /// For an export's clients to be cut off.
 const EXPORT_DEADLINE: Duration = Duration::from_secs(5);
 /// For a job that was told to end. Graceful endings take milliseconds once the mirror is in step.
 const END_DEADLINE: Duration = Duration::from_secs(10);
+/// QMP's `JobStatus` of a job that is over.
+const CONCLUDED: &str = "concluded";
 /// Why a mirror failed that gives no reason.
 const EARLY: &str = "it ended before it was told to";
 /// Between two queries when no event comes.
@@ -54,6 +58,21 @@ pub struct BlockJob {
     pub status: String,
     /// Why it failed, once it is over.
     pub error: Option<String>,
+    /// QMP's `BlockDeviceIoStatus`: other than `ok` once the target failed. The job then stands still until it is ended.
+    #[serde(rename = "io-status")]
+    pub io_status: String,
+}
+
+impl BlockJob {
+    /// Why nothing more comes of it, if so.
+    fn fault(&self) -> Option<String> {
+        match self.io_status.as_str() {
+            _ if self.status == CONCLUDED => Some(self.error.clone().unwrap_or_else(|| EARLY.to_owned())),
+            "ok" => None,
+            "nospace" => Some("its target has no space left".to_owned()),
+            _ => Some("its target, or the connection to it, failed".to_owned()),
+        }
+    }
 }
 
 fn job_id(slot: Slot) -> String {
@@ -132,7 +151,7 @@ impl Qemu {
     /// Starts to copy the disk of a slot to an NBD export, through a socket that is connected to its server. From now on each
     /// write of the guest goes to both before it is answered.
     ///
-    /// A call may be dropped, and QEMU may then have got anywhere with it: [`Qemu::mirror_abort`] clears away what there
+    /// A call may be dropped, and QEMU may then have got anywhere with it: [`Qemu::mirrors_abort`] clears away what there
     /// is, and until it has no other mirror of the slot starts.
     pub async fn mirror_start(&self, slot: Slot, socket: OwnedFd, export: &str) -> Result<(), QemuError> {
         let failed = |source| QemuError::StartMirror { slot, source };
@@ -148,7 +167,7 @@ impl Qemu {
         if matches!(error, QmpError::Timeout { .. }) {
             self.hang_up(slot);
         }
-        if let Err(undo) = self.mirror_abort(slot).await {
+        if let Err(undo) = self.mirrors_abort(&[slot]).await {
             tracing::warn!(%slot, error = %undo, "a mirror that did not start is not cleared away");
         }
         Err(failed(error))
@@ -173,6 +192,9 @@ impl Qemu {
             "filter-node-name": format!("mirror-filter-{slot}"),
             "sync": "full",
             "copy-mode": "write-blocking",
+            // A job whose target fails waits to be ended. One that ended by itself would do so among the guest's writes:
+            // see [`Qemu::end_jobs`].
+            "on-target-error": "stop",
             // A job that is over stays listed with its error until it is dismissed: no event can be missed.
             "auto-dismiss": false,
         });
@@ -185,8 +207,8 @@ impl Qemu {
         let mut events = self.events();
         loop {
             let job = self.mirror_job(slot).await?.ok_or(QemuError::MirrorNotReady { slot })?;
-            if job.status == "concluded" {
-                return Err(QemuError::MirrorFailed { slot, reason: reason_of(&job) });
+            if let Some(reason) = job.fault() {
+                return Err(QemuError::MirrorFailed { slot, reason });
             }
             if job.ready {
                 return Ok(());
@@ -200,58 +222,129 @@ impl Qemu {
     }
 
     /// Ends a mirror that is in step, with both copies equal, and closes its target. The guest should be paused, else it
-    /// writes on to the source's disk alone.
+    /// writes on to the source's disk alone. What is left of one that failed is for [`Qemu::mirrors_abort`].
     pub async fn mirror_finish(&self, slot: Slot) -> Result<(), QemuError> {
-        match self.mirror_job(slot).await? {
-            Some(job) if job.status == "concluded" => {
-                return Err(QemuError::MirrorFailed { slot, reason: reason_of(&job) });
-            }
-            Some(job) if job.ready => {}
-            _ => return Err(QemuError::MirrorNotReady { slot }),
+        let Some(job) = self.mirror_job(slot).await? else { return Err(QemuError::MirrorNotReady { slot }) };
+        if let Some(reason) = job.fault() {
+            return Err(QemuError::MirrorFailed { slot, reason });
+        }
+        if !job.ready {
+            return Err(QemuError::MirrorNotReady { slot });
         }
         self.cancel_job(slot, "finish", false).await?;
-        let error = self.job_concluded(slot).await?.error;
-        if error.is_some() {
+        let ended = |job: &BlockJob| job.fault().is_some();
+        let job = self.job_becomes(slot, "finished", END_DEADLINE, ended).await?;
+        if job.status != CONCLUDED || job.error.is_some() {
             // The copy is not whole: nobody may take its end for a good one.
             self.hang_up(slot);
+            return Err(QemuError::MirrorFailed { slot, reason: job.fault().unwrap_or_default() });
         }
-        self.clear_away(slot, "finish").await?;
-        match error {
-            None => Ok(()),
-            Some(reason) => Err(QemuError::MirrorFailed { slot, reason }),
+        self.clear_away(slot, "finish").await
+    }
+
+    /// Ends mirrors at once, whatever their state and their peers'; the source's disks are whole. No mirror is no error. One
+    /// whose start or end was given up half-way goes as well, and so does this call's own half. The peers see their
+    /// connections break: of a mirror's ends only [`Qemu::mirror_finish`] is one in order.
+    ///
+    /// The guest stands still for some milliseconds, at most a few seconds when a peer is silent.
+    pub async fn mirrors_abort(&self, slots: &[Slot]) -> Result<(), QemuError> {
+        let begun = |slot: &Slot| self.sockets().contains_key(slot);
+        let begun: Vec<Slot> = slots.iter().copied().filter(begun).collect();
+        let (mut running, mut over) = (Vec::new(), Vec::new());
+        for slot in begun {
+            match self.settled_job(slot).await? {
+                Some(job) if job.status == CONCLUDED => over.push((slot, true)),
+                Some(_) => {
+                    running.push(slot);
+                    over.push((slot, true));
+                }
+                None => over.push((slot, false)),
+            }
+        }
+        let ended = self.end_jobs(&running).await;
+        // Whatever became of that, the guest goes on. Also when an earlier call was dropped in its middle.
+        self.let_guest_go().await?;
+        ended?;
+        for (slot, job) in over {
+            // Settled and ended, so nothing is cut short.
+            self.hang_up(slot);
+            match job {
+                true => self.clear_away(slot, "abort").await?,
+                false => self.clear_target(slot).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends jobs, and leaves the guest standing still.
+    ///
+    /// QEMU 7.2 frees a mirror's bitmap of requests in flight when its job is cancelled or fails, and only then waits for the
+    /// writes of the guest that go through the mirror: each of them clears its bits in memory that is freed. (`mirror_run`,
+    /// `active_write_settle`.) So the guest is stopped first, which waits for its writes. The job is paused before that, because
+    /// stopping waits for all that is in flight, the copy's own requests included, and QEMU hears nothing meanwhile.
+    async fn end_jobs(&self, slots: &[Slot]) -> Result<(), QemuError> {
+        for slot in slots {
+            if let Err(error) = self.qmp.execute("job-pause", json!({ "id": job_id(*slot) })).await {
+                // One whose target failed stands still already; another may have ended by itself since.
+                tracing::debug!(%slot, %error, "pausing the mirror");
+            }
+        }
+        let still = |job: &BlockJob| matches!(job.status.as_str(), "paused" | "standby" | CONCLUDED);
+        self.jobs_become(slots, "still", still).await?;
+        self.hold_guest(slots).await?;
+        for slot in slots {
+            if let Err(error) = self.cancel_job(*slot, "abort", true).await {
+                tracing::debug!(%slot, %error, "cancelling the mirror");
+            }
+        }
+        self.jobs_become(slots, "ended", |job| job.status == CONCLUDED).await
+    }
+
+    /// Waits for a state of jobs that each reaches once its requests in flight are answered. A peer that is there answers
+    /// them; one that is silent is hung up on.
+    async fn jobs_become(
+        &self,
+        slots: &[Slot],
+        wanted: &'static str,
+        is: impl Fn(&BlockJob) -> bool,
+    ) -> Result<(), QemuError> {
+        let answered = Instant::now() + ANSWERS_DEADLINE;
+        for slot in slots {
+            let left = answered.saturating_duration_since(Instant::now());
+            if matches!(
+                self.job_becomes(*slot, wanted, left, &is).await,
+                Err(QemuError::MirrorTimeout { .. })
+            ) {
+                self.hang_up(*slot);
+                self.job_becomes(*slot, wanted, END_DEADLINE, &is).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops a guest that runs, and with that waits for its writes, which mirrors' silent peers may hold.
+    async fn hold_guest(&self, slots: &[Slot]) -> Result<(), QemuError> {
+        if slots.is_empty() || self.status().await? != RunState::Running {
+            return Ok(());
+        }
+        // Noted before QEMU is told: whoever gives up from here on leaves the note.
+        self.held.store(true, Ordering::Relaxed);
+        match timeout(ANSWERS_DEADLINE, self.stop()).await {
+            Ok(stopped) => stopped,
+            Err(_) => {
+                slots.iter().for_each(|slot| self.hang_up(*slot));
+                // Answered after the first one.
+                self.stop().await
+            }
         }
     }
 
-    /// Ends a mirror at once, whatever its state and its peer's; the source's disk is whole. No mirror is no error. One whose
-    /// start or end was given up half-way goes as well. The peer sees its connection break: of a mirror's ends only
-    /// [`Qemu::mirror_finish`] is one in order.
-    pub async fn mirror_abort(&self, slot: Slot) -> Result<(), QemuError> {
-        if !self.sockets().contains_key(&slot) {
-            return Ok(());
+    async fn let_guest_go(&self) -> Result<(), QemuError> {
+        if self.held.load(Ordering::Relaxed) {
+            self.cont().await?;
+            self.held.store(false, Ordering::Relaxed);
         }
-        match self.settled_job(slot).await? {
-            None => {
-                // Settled, so no handshake is cut short.
-                self.hang_up(slot);
-                return self.clear_target(slot).await;
-            }
-            Some(job) if job.status == "concluded" => self.hang_up(slot),
-            Some(_) => {
-                if let Err(error) = self.cancel_job(slot, "abort", true).await {
-                    // It may have ended by itself since; whether it has is seen below.
-                    tracing::debug!(%slot, %error, "cancelling the mirror");
-                }
-                // A cancelled job still waits for the requests in flight. A peer that is there answers them; cut off in their
-                // middle, QEMU 7.2 has ended with `corrupted double-linked list`. One that is silent never answers.
-                let ended = timeout(ANSWERS_DEADLINE, self.job_concluded(slot)).await;
-                self.hang_up(slot);
-                match ended {
-                    Ok(ended) => ended?,
-                    Err(_) => self.job_concluded(slot).await?,
-                };
-            }
-        }
-        self.clear_away(slot, "abort").await
+        Ok(())
     }
 
     /// Bytes that the mirror of a slot has put on its TCP connection so far: unlike a job's progress, holes that were not
@@ -269,15 +362,14 @@ impl Qemu {
         })
     }
 
-    /// The first of these mirrors that is over although nobody ended it, and why.
+    /// The first of these mirrors of which nothing more comes although nobody ended it, and why.
     pub async fn fallen_mirror(&self, slots: &[Slot]) -> Result<Option<(Slot, String)>, QemuError> {
         let jobs = self.block_jobs().await?;
         Ok(slots.iter().find_map(|slot| {
             let id = job_id(*slot);
             let reason = match jobs.iter().find(|job| job.id == id) {
                 None => "it is gone".to_owned(),
-                Some(job) if job.status == "concluded" => reason_of(job),
-                Some(_) => return None,
+                Some(job) => job.fault()?,
             };
             Some((*slot, reason))
         }))
@@ -295,17 +387,23 @@ impl Qemu {
         cancelled.map(drop).map_err(|source| QemuError::ControlMirror { action, slot, source })
     }
 
-    async fn job_concluded(&self, slot: Slot) -> Result<BlockJob, QemuError> {
-        let deadline = Instant::now() + END_DEADLINE;
+    async fn job_becomes(
+        &self,
+        slot: Slot,
+        wanted: &'static str,
+        within: Duration,
+        is: impl Fn(&BlockJob) -> bool,
+    ) -> Result<BlockJob, QemuError> {
+        let deadline = Instant::now() + within;
         let mut events = self.events();
         loop {
             let job = self.mirror_job(slot).await?.ok_or(QemuError::MirrorNotReady { slot })?;
-            if job.status == "concluded" {
+            if is(&job) {
                 return Ok(job);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(timed_out(slot, "finished", END_DEADLINE, &job));
+                return Err(timed_out(slot, wanted, within, &job));
             }
             next_look(&mut events, left.min(QUERY_INTERVAL)).await;
         }
@@ -339,8 +437,7 @@ impl Qemu {
 
     /// The mirror's job, once nothing that was sent before is still being done: QEMU takes commands in turn.
     ///
-    /// A start that was given up is let come to its end. QEMU 7.2 whose NBD handshake is cut short has ended with
-    /// `malloc(): unsorted double linked list corrupted`, so it is cut short only for a peer that says nothing.
+    /// A start that was given up is let come to its end; a handshake is cut short only for a peer that says nothing.
     async fn settled_job(&self, slot: Slot) -> Result<Option<BlockJob>, QemuError> {
         let failed = |source| QemuError::Control { action: "list the block jobs of", source };
         match self.qmp.execute_within("query-block-jobs", json!({}), HANDSHAKE_DEADLINE).await {
@@ -352,7 +449,7 @@ impl Qemu {
     }
 
     /// Ends a mirror's connection, without a word to QEMU: one that waits for its peer stops waiting, and its mirror fails.
-    /// What is left of it is for [`Qemu::mirror_abort`]. No mirror is no error.
+    /// What is left of it is for [`Qemu::mirrors_abort`]. No mirror is no error.
     pub fn hang_up(&self, slot: Slot) {
         if let Some(socket) = self.sockets().get(&slot) {
             hang_up(socket);
@@ -380,10 +477,6 @@ pub fn mirror_fault(event: &Event, slot: Slot) -> Option<String> {
         }
         _ => None,
     }
-}
-
-fn reason_of(job: &BlockJob) -> String {
-    job.error.clone().unwrap_or_else(|| EARLY.to_owned())
 }
 
 fn timed_out(slot: Slot, wanted: &'static str, after: Duration, job: &BlockJob) -> QemuError {

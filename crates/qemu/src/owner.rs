@@ -37,6 +37,8 @@ pub struct Qemu {
     /// Our copies of the mirrors' sockets: shutting one down is the only sure way to wake a QEMU that waits for a silent peer.
     /// Of each slot of which QEMU may have something, from before the first command until all of it is gone.
     pub(crate) mirror_sockets: Mutex<HashMap<Slot, OwnedFd>>,
+    /// The guest was stopped so that mirrors could be ended, and was not yet let go.
+    pub(crate) held: AtomicBool,
     /// A migration away was begun since the last preparation: QEMU's status is that one's, and no earlier one's.
     pub(crate) leaving: AtomicBool,
     process: Process,
@@ -71,6 +73,7 @@ impl Qemu {
         Ok(Qemu {
             qmp,
             mirror_sockets: Mutex::default(),
+            held: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             process,
             _sockets: sockets,

@@ -278,7 +278,7 @@ impl Qemu {
 
     /// Cancels an outgoing migration as [`Qemu::migrate_cancel`] does, whatever its peers do. `disks`: the mirrors that are
     /// given up with it, none of which is being started; when they fail, what is left of them is for
-    /// [`Qemu::mirror_abort`]. `memory`: the socket that the migration goes through. `at_once`: the guest may stand still.
+    /// [`Qemu::mirrors_abort`]. `memory`: the socket that the migration goes through. `at_once`: the guest may stand still.
     ///
     /// A QEMU that stops its guest waits for each write that is under way, one that sends the last of memory for the
     /// socket's other end, and in both it hears nobody. So they are hung up on: disks first when a guest waits for it,

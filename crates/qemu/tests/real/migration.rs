@@ -350,21 +350,21 @@ async fn a_mirror_is_aborted_in_step_out_of_step_and_with_a_silent_peer() {
     let export = pair.destination.nbd_export_add(place).await.unwrap();
     run_past_the_bios(&pair.source, &pair.source_host).await;
 
-    pair.source.mirror_abort(place).await.expect("no mirror is no error");
+    pair.source.mirrors_abort(&[place]).await.expect("no mirror is no error");
     assert!(matches!(pair.source.mirror_finish(place).await, Err(QemuError::MirrorNotReady { .. })));
     let wrong = pair.source.mirror_start(place, dial(&nbd), "no-such-export").await;
     assert!(matches!(wrong, Err(QemuError::StartMirror { .. })), "{wrong:?}");
 
     pair.source.mirror_start(place, dial(&nbd), &export).await.unwrap();
     pair.source.mirror_ready(place, SOON).await.unwrap();
-    pair.source.mirror_abort(place).await.unwrap();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
 
     // The destination stands still: its kernel takes what the socket holds, nothing is answered.
     pair.source.mirror_start(place, dial(&nbd), &export).await.unwrap();
     let frozen = nix::unistd::Pid::from_raw(pair.destination.pid());
     nix::sys::signal::kill(frozen, nix::sys::signal::Signal::SIGSTOP).unwrap();
     let begin = Instant::now();
-    pair.source.mirror_abort(place).await.unwrap();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
     nix::sys::signal::kill(frozen, nix::sys::signal::Signal::SIGCONT).unwrap();
 
@@ -372,7 +372,7 @@ async fn a_mirror_is_aborted_in_step_out_of_step_and_with_a_silent_peer() {
     pair.source.mirror_start(place, dial(&nbd), &export).await.unwrap();
     pair.source.mirror_ready(place, SOON).await.unwrap();
     pair.destination.kill();
-    pair.source.mirror_abort(place).await.unwrap();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
     assert!(pair.source.block_jobs().await.unwrap().is_empty());
     assert_eq!(pair.source.status().await.unwrap(), RunState::Running);
     pair.source.detach_disk(place).await.expect("nothing holds the disk any more");
@@ -381,7 +381,7 @@ async fn a_mirror_is_aborted_in_step_out_of_step_and_with_a_silent_peer() {
 }
 
 /// The work's end, or nothing when it was dropped because it had waited more than `times` times.
-async fn given_up_after<F: Future>(times: usize, work: F) -> Option<F::Output> {
+pub(crate) async fn given_up_after<F: Future>(times: usize, work: F) -> Option<F::Output> {
     let mut work = std::pin::pin!(work);
     let mut left = times;
     std::future::poll_fn(|context| match work.as_mut().poll(context) {
@@ -410,18 +410,18 @@ async fn a_mirror_that_is_given_up_anywhere_leaves_nothing_that_the_next_one_mee
 
     let (mut starts, mut ends) = (0, 0);
     while given_up_after(starts, pair.source.mirror_start(place, dial(&nbd), &export)).await.is_none() {
-        pair.source.mirror_abort(place).await.unwrap();
+        pair.source.mirrors_abort(&[place]).await.unwrap();
         pair.source
             .mirror_start(place, dial(&nbd), &export)
             .await
             .unwrap_or_else(|error| panic!("after a start that had waited {starts} times: {error}"));
         pair.source.mirror_ready(place, SOON).await.unwrap();
-        pair.source.mirror_abort(place).await.unwrap();
+        pair.source.mirrors_abort(&[place]).await.unwrap();
         starts += 1;
     }
     pair.source.mirror_ready(place, SOON).await.unwrap();
     while given_up_after(ends, pair.source.mirror_finish(place)).await.is_none() {
-        pair.source.mirror_abort(place).await.unwrap();
+        pair.source.mirrors_abort(&[place]).await.unwrap();
         pair.source.mirror_start(place, dial(&nbd), &export).await.unwrap();
         pair.source.mirror_ready(place, SOON).await.unwrap();
         ends += 1;
@@ -435,7 +435,7 @@ async fn a_mirror_that_is_given_up_anywhere_leaves_nothing_that_the_next_one_mee
     tokio::time::timeout(Duration::from_millis(300), start).await.expect_err("nobody answers");
     let again = pair.source.mirror_start(place, dial(&nbd), &export).await;
     assert!(matches!(again, Err(QemuError::MirrorExists { .. })), "{again:?}");
-    pair.source.mirror_abort(place).await.unwrap();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
     assert_eq!(pair.source.status().await.unwrap(), RunState::Running);
 
@@ -468,7 +468,7 @@ async fn a_mirror_whose_peer_dies_in_step_is_not_finished_as_if_all_were_well() 
     tokio::time::timeout(SOON, exited.wait_for(Option::is_some)).await.unwrap().unwrap();
     let finished = pair.source.mirror_finish(place).await;
     assert!(matches!(finished, Err(QemuError::MirrorFailed { .. })), "{finished:?}");
-    pair.source.mirror_abort(place).await.unwrap();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
     pair.source.detach_disk(place).await.unwrap();
 }
 

@@ -16,8 +16,10 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-use crate::common::{Host, SOON, dial, document, pattern, slot, stream_pair, writing_boot_disk};
-use crate::migration::{Pair, becomes, is_counting, is_writing, run_past_the_bios};
+use crate::common::{
+    Host, SOON, dial, disk_writing_boot_disk, document, pattern, slot, stream_pair, writing_boot_disk,
+};
+use crate::migration::{Pair, becomes, given_up_after, is_counting, is_writing, run_past_the_bios};
 
 /// Much longer than a QEMU that hears takes, and less than the shortest wait for one that does not.
 const AT_ONCE: Duration = Duration::from_secs(6);
@@ -68,7 +70,7 @@ async fn a_mirror_takes_its_leave_when_it_is_finished_and_at_no_other_end() {
 
     let (socket, heard) = overheard(&nbd);
     start(socket).await;
-    pair.source.mirror_abort(place).await.unwrap();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
     assert!(!left(heard).await, "aborted in step");
 
     // Over by itself, connection in order: the guest runs on all the same.
@@ -81,7 +83,7 @@ async fn a_mirror_takes_its_leave_when_it_is_finished_and_at_no_other_end() {
         assert!(begin.elapsed() < SOON, "it does not end");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    pair.source.mirror_abort(place).await.unwrap();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
     assert!(!left(heard).await, "over before it was told to");
 
     let (socket, heard) = overheard(&nbd);
@@ -89,6 +91,76 @@ async fn a_mirror_takes_its_leave_when_it_is_finished_and_at_no_other_end() {
     assert_eq!(pair.source.fallen_mirror(&[place]).await.unwrap(), None);
     pair.source.mirror_finish(place).await.unwrap();
     assert!(left(heard).await, "finished");
+}
+
+/// Writes that the guest has had answered of its first disk.
+async fn writes_done(qemu: &Qemu) -> u64 {
+    let stats = qemu.qmp().execute("query-blockstats", json!({})).await.unwrap();
+    let of = |device: &serde_json::Value| device["stats"]["wr_operations"].as_u64();
+    stats.as_array().unwrap().iter().filter_map(of).sum()
+}
+
+async fn writes_more(qemu: &Qemu, writes: u64) {
+    let (begin, first) = (Instant::now(), writes_done(qemu).await);
+    while writes_done(qemu).await < first + writes {
+        assert!(begin.elapsed() < SOON, "the guest writes nothing");
+        tokio::time::sleep(Duration::from_millis(7)).await;
+    }
+}
+
+/// QEMU 7.2 writes to memory that it has freed when a mirror's job ends while a write of the guest is under way.
+#[tokio::test]
+async fn a_mirror_ends_among_the_guests_writes_and_the_guest_goes_on() {
+    let pair = Pair::new(&document()).await;
+    let place = slot(0, 0);
+    for (qemu, host) in [(&pair.source, &pair.source_host), (&pair.destination, &pair.destination_host)] {
+        let image = DiskSource::writable(host.disk("boot.raw", &disk_writing_boot_disk()));
+        qemu.attach_disk(place, &image).await.unwrap();
+    }
+    let nbd = pair.destination_host.path("nbd.sock");
+    pair.destination.nbd_server_start(&nbd).await.unwrap();
+    let export = pair.destination.nbd_export_add(place).await.unwrap();
+    pair.source.cont().await.unwrap();
+    writes_more(&pair.source, 10).await;
+
+    for round in 0..40 {
+        let (socket, heard) = overheard(&nbd);
+        pair.source.mirror_start(place, socket, &export).await.unwrap();
+        writes_more(&pair.source, 1 + round % 3).await;
+        if round % 2 == 1 {
+            // Its peer is gone.
+            heard.abort();
+            writes_more(&pair.source, 1).await;
+        }
+        pair.source.mirrors_abort(&[place]).await.unwrap();
+        assert_eq!(pair.source.status().await.unwrap(), RunState::Running);
+        writes_more(&pair.source, 3).await;
+    }
+
+    // Given up anywhere, the next one ends what it left, and the guest does not stand still for it.
+    for waits in 0.. {
+        pair.source.mirror_start(place, dial(&nbd), &export).await.unwrap();
+        writes_more(&pair.source, 1).await;
+        let ended = given_up_after(waits, pair.source.mirrors_abort(&[place])).await;
+        pair.source.mirrors_abort(&[place]).await.unwrap();
+        assert_eq!(pair.source.status().await.unwrap(), RunState::Running);
+        if ended.is_some() {
+            assert!(waits > 5, "it has that many commands");
+            break;
+        }
+    }
+
+    // A write waits for a peer that says nothing, and stopping the guest would wait for the write.
+    pair.source.mirror_start(place, dial(&nbd), &export).await.unwrap();
+    writes_more(&pair.source, 1).await;
+    let frozen = nix::unistd::Pid::from_raw(pair.destination.pid());
+    kill(frozen, Signal::SIGSTOP).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begin = Instant::now();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+    writes_more(&pair.source, 3).await;
+    kill(frozen, Signal::SIGCONT).unwrap();
 }
 
 /// Waits until QEMU answers nothing any more.
@@ -130,7 +202,7 @@ async fn a_migration_is_taken_back_at_once_while_a_disk_s_peer_is_silent() {
     assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
     becomes(&pair.source, RunState::Running).await;
     is_counting(&pair.source).await;
-    pair.source.mirror_abort(place).await.unwrap();
+    pair.source.mirrors_abort(&[place]).await.unwrap();
     drop(kept);
     reader.join().unwrap().unwrap();
     kill(frozen, Signal::SIGCONT).unwrap();

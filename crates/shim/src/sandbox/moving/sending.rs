@@ -123,17 +123,22 @@ impl Sending<'_> {
     async fn run(&mut self, sockets: HashMap<Stream, OwnedFd>) -> Result<Progress, TransferFault> {
         let mut memory = None;
         let fault = |action: &str, error: QemuError| source_failed(format!("{action} failed: {error}"));
+        let disks = sockets.keys().filter_map(|stream| match stream {
+            Stream::Memory => None,
+            Stream::Disk(slot) => Some(*slot),
+        });
+        self.disks = disks.collect();
+        // Of an earlier try that could not clear them away. Counted as begun from here on: given up in the middle of this, or
+        // of a start, there is something to end.
+        let cleared = self.end_mirrors().await;
+        cleared.map_err(|error| fault("ending a disk's former mirror", error))?;
         for (stream, socket) in sockets {
             match stream {
                 Stream::Memory => memory = Some(socket),
                 Stream::Disk(slot) => {
-                    let (qemu, place) = (&self.vm.qemu, qemu_slot(slot));
-                    // Of an earlier try that could not clear it away.
-                    let cleared = qemu.mirror_abort(place).await;
-                    cleared.map_err(|error| fault("ending a disk's former mirror", error))?;
-                    // Before the start: given up in its middle, there is something to end as well.
-                    self.disks.push(slot);
-                    qemu.mirror_start(place, socket, &export_name(slot))
+                    self.vm
+                        .qemu
+                        .mirror_start(qemu_slot(slot), socket, &export_name(slot))
                         .await
                         .map_err(|error| fault("starting a disk's mirror", error))?;
                 }
@@ -365,26 +370,29 @@ impl Sending<'_> {
         }))
     }
 
-    async fn abort_mirrors(&mut self) {
-        for slot in std::mem::take(&mut self.disks) {
-            if let Err(error) = self.vm.qemu.mirror_abort(qemu_slot(slot)).await {
-                tracing::warn!(%slot, %error, "ending a mirror");
-            }
+    async fn end_mirrors(&self) -> Result<(), QemuError> {
+        let disks: Vec<_> = self.disks.iter().copied().map(qemu_slot).collect();
+        self.vm.qemu.mirrors_abort(&disks).await
+    }
+
+    async fn give_up_mirrors(&mut self) {
+        if let Err(error) = self.end_mirrors().await {
+            tracing::warn!(%error, "ending the mirrors");
         }
+        self.disks.clear();
     }
 
     /// The migration did not complete: mirrors end, the guest goes on here. Unless it completed all the same, while
     /// this side was about to give it up: then that is what is told, because the machine may run elsewhere.
     async fn undo(mut self, fault: TransferFault) -> Completion {
         if self.memory.is_none() {
-            // One may be being opened, and a handshake that is cut short is QEMU's end: each is settled first. The guest
-            // runs, and waits for none of it.
-            self.abort_mirrors().await;
+            // The guest runs, and QEMU hears: they end in order, without being hung up on.
+            self.give_up_mirrors().await;
         }
         // The guest may stand still meanwhile, and QEMU wait for a peer that says nothing.
         let disks: Vec<_> = self.disks.iter().copied().map(qemu_slot).collect();
         let ended = self.vm.qemu.take_back(&disks, self.memory.as_ref(), self.stopped.is_some()).await;
-        self.abort_mirrors().await;
+        self.give_up_mirrors().await;
         match ended {
             // QEMU lets a guest that ran run again by itself.
             Ok(()) => {
