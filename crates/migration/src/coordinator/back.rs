@@ -9,8 +9,6 @@ pub(super) struct Undo {
     destination: DestinationLeg,
     source: SourceLeg,
     hold: Hold,
-    /// The destination's abort waits for the source until then at most.
-    turn: Option<Moment>,
 }
 
 /// What must be known of the destination before the source resumes.
@@ -46,9 +44,7 @@ enum SourceLeg {
 impl Undo {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match (self.hold, self.destination) {
-            (Hold::NeverRan(until), DestinationLeg::Aborting) => {
-                Some(self.turn.map_or(until, |turn| turn.min(until)))
-            }
+            (Hold::NeverRan(until), DestinationLeg::Aborting) => Some(until),
             (Hold::NeverRan(_), DestinationLeg::Clear | DestinationLeg::GivenUp) | (Hold::MustConfirm, _) => {
                 None
             }
@@ -112,9 +108,6 @@ impl Coordinator {
     /// Before the decision: undo everything that was begun.
     pub(super) fn abort(&mut self, now: Moment, cause: Cause, out: &mut Out) {
         self.facts.cause = Some(cause);
-        // A peer that hangs up while a disk's mirror is being opened can be the end of the source's QEMU: it lets go of
-        // a transfer first.
-        let after_source = matches!(self.state, State::Transfer(_)) && self.facts.source_touched;
         self.abandon_all(out);
         let undo = Undo {
             destination: match self.facts.destination_touched {
@@ -126,14 +119,13 @@ impl Coordinator {
                 false => SourceLeg::Settled,
             },
             hold: Hold::NeverRan(now.after(self.deadlines.abort)),
-            turn: after_source.then(|| now.after(self.deadlines.let_go)),
         };
         self.enter(now, State::Aborting(undo), out);
+        // Both at once: a cancelled source goes on by itself, and must not wait for a silent peer.
         if self.facts.source_touched {
             self.begin(now, Work::SourceCancel, out);
         }
-        // Else both at once: a cancelled source goes on by itself, and must not wait for a silent peer.
-        if self.facts.destination_touched && !after_source {
+        if self.facts.destination_touched {
             self.begin(now, Work::DestinationAbort, out);
         }
         self.undo_on(now, out);
@@ -146,7 +138,6 @@ impl Coordinator {
             destination: DestinationLeg::Aborting,
             source: SourceLeg::Waiting,
             hold: Hold::MustConfirm,
-            turn: None,
         };
         self.enter(now, State::Aborting(undo), out);
         self.begin(now, Work::DestinationAbort, out);
@@ -161,7 +152,6 @@ impl Coordinator {
                     destination: DestinationLeg::Clear,
                     source: SourceLeg::Waiting,
                     hold: Hold::MustConfirm,
-                    turn: None,
                 };
                 self.enter(now, State::Aborting(undo), out);
                 self.undo_on(now, out);
@@ -188,11 +178,6 @@ impl Coordinator {
     }
 
     pub(super) fn undo_overdue(&mut self, now: Moment, out: &mut Out) {
-        if let State::Aborting(Undo { turn: Some(turn), .. }) = &self.state
-            && *turn <= now
-        {
-            self.destinations_turn(now, out);
-        }
         if let State::Aborting(Undo { hold: Hold::NeverRan(until), .. }) = &self.state
             && *until <= now
         {
@@ -229,10 +214,7 @@ impl Coordinator {
     pub(super) fn undo_ended(&mut self, now: Moment, job: Job, ended: Ended, out: &mut Out) {
         match job.work {
             Work::DestinationAbort => self.abort_ended(now, job, ended, out),
-            Work::SourceCancel => {
-                self.cancel_ended(now, job, ended);
-                self.destinations_turn(now, out);
-            }
+            Work::SourceCancel => self.cancel_ended(now, job, ended),
             Work::SourceResume { .. } => self.resume_ended(now, job, ended, out),
             Work::SourceCleanup => self.source_cleaned(now, job, ended),
             // Nothing else is begun on the way back.
@@ -299,14 +281,6 @@ impl Coordinator {
                     self.set_source(SourceLeg::Waiting);
                 }
             }
-        }
-    }
-
-    /// The source has let go, or has had its time: the destination is told, if it was not yet.
-    fn destinations_turn(&mut self, now: Moment, out: &mut Out) {
-        let State::Aborting(undo) = &mut self.state else { return };
-        if undo.turn.take().is_some() && undo.destination == DestinationLeg::Aborting {
-            self.begin(now, Work::DestinationAbort, out);
         }
     }
 

@@ -33,9 +33,6 @@ pub struct Deadlines {
     pub clean_up: Duration,
     /// One attempt to cancel, abort or resume on the way back.
     pub undo: Duration,
-    /// How long a source may take to let go of a transfer before the destination is told. Longer than QEMU's handshake
-    /// with a disk's export, and no time for a guest: it runs, or goes on at once.
-    pub let_go: Duration,
     /// How long, before the decision, a destination that does not confirm its abort holds back
     /// the source.
     pub abort: Duration,
@@ -68,7 +65,6 @@ impl Default for Deadlines {
             stop_source: seconds(60),
             clean_up: seconds(60),
             undo: seconds(150),
-            let_go: seconds(6),
             abort: seconds(20),
             attempts: 5,
             resume_attempts: 10,

@@ -160,7 +160,6 @@ impl World {
             stop_source: 2 * second,
             clean_up: 2 * second,
             undo: 2 * second,
-            let_go: second,
             abort: 4 * second,
             attempts: 8,
             resume_attempts: 30,
