@@ -18,7 +18,7 @@ use dunlin_benches::observe::Observer;
 use dunlin_benches::programs::{self, Programs};
 use dunlin_benches::{BenchError, run};
 use dunlin_tests::network::{Gap, fetch};
-use dunlin_tests::{Download, Echo};
+use dunlin_tests::{Bulk, Echo};
 
 const CONTAINER: &str = "served";
 const ADDRESS: &str = "10.88.0.5";
@@ -154,7 +154,7 @@ impl Bare<'_> {
 /// The client outside both hosts, while one move lasts.
 struct Client {
     echo: Echo,
-    download: Download,
+    download: Bulk,
     /// What the machine does to the connection by itself.
     quiet: Duration,
     begun: (u64, Instant),
@@ -164,7 +164,7 @@ impl Client {
     async fn start(address: &str) -> Client {
         let at = |port: u16| format!("{address}:{port}");
         let echo = Echo::start(&at(7000));
-        let download = Download::start(&at(7001), fetch(&at(7002)));
+        let download = Bulk::download(&at(7001), fetch(&at(7002)));
         // What begins is no gap.
         tokio::time::sleep(SETTLE / 4).await;
         echo.longest_gap();
