@@ -18,6 +18,7 @@ mod rollback;
 mod sandbox;
 mod session;
 mod shares;
+mod stock;
 mod surface;
 mod terminals;
 mod traces;
@@ -47,6 +48,7 @@ const CASES: &[&[Case]] = &[
     session::CASES,
     terminals::CASES,
     sandbox::CASES,
+    stock::CASES,
     shares::CASES,
     volumes::CASES,
     disks::CASES,

@@ -50,13 +50,13 @@ pub(crate) fn assert_unharmed(lab: &Lab, container: &Container<'_>, exec_id: &st
 }
 
 /// A file with other content until dropped.
-struct Changed {
+pub(crate) struct Changed {
     path: PathBuf,
     original: Vec<u8>,
 }
 
 impl Changed {
-    fn new(path: &Path, change: impl FnOnce(&[u8]) -> Vec<u8>) -> Changed {
+    pub(crate) fn new(path: &Path, change: impl FnOnce(&[u8]) -> Vec<u8>) -> Changed {
         let original = fs::read(path).expect("readable");
         let changed = change(&original);
         assert!(changed != original, "{} was not changed", path.display());

@@ -36,6 +36,8 @@ pub(crate) struct Config {
 pub(crate) struct Guest {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
+    /// What the kernel's command line says besides.
+    pub(crate) kernel_arguments: String,
 }
 
 /// The virtual machine.
@@ -132,6 +134,7 @@ impl Default for Guest {
         Guest {
             kernel: "/usr/lib/dunlin/vmlinuz".into(),
             initramfs: "/usr/lib/dunlin/initramfs.cpio.lz4".into(),
+            kernel_arguments: String::new(),
         }
     }
 }

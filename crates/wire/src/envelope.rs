@@ -79,7 +79,7 @@ macro_rules! payloads {
 
 payloads! {
     Migration = "migration", version 1, at most PAYLOAD_MAX;
-    Vm = "vm", version 1, at most 4 << 20;
+    Vm = "vm", version 2, at most 4 << 20;
     Pod = "pod", version 2, at most PAYLOAD_MAX;
     Container = "container", version 2, at most 8 << 20;
     Process = "process", version 1, at most 4 << 20;

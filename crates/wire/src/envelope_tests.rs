@@ -43,15 +43,16 @@ fn golden_migration() {
 #[test]
 fn golden_vm() {
     let payload = saved::Vm {
-        schema_version: 1,
+        schema_version: 2,
         vm_id: "pod@vm".into(),
         next_port: 0x4000_0004,
         bridge_next_id: 300,
         compat_info: b"{}".to_vec(),
         document: b"[]".to_vec(),
+        plain_streams: true,
         ..Default::default()
     };
-    let expected = format!("{V1}{}20848080800428ac0232027b7d3a025b5d", text(2, "pod@vm"));
+    let expected = format!("{V2}{}20848080800428ac0232027b7d3a025b5d6001", text(2, "pod@vm"));
     golden(&payload, "type.dunlin.dev/dunlin.vm.v1", &expected);
 }
 

@@ -17,6 +17,9 @@ pub enum LinkChannel {
 pub struct CommandLine {
     /// `dunlin.link=serial|vsock`.
     pub link: LinkChannel,
+    /// `dunlin.extensions=none`: nothing is said of what other agents cannot do, streams that resume above all. To try what
+    /// hosts and orchestrators make of such a guest.
+    pub stock: bool,
 }
 
 impl CommandLine {
@@ -32,6 +35,7 @@ impl CommandLine {
             match word {
                 "dunlin.link=vsock" => line.link = LinkChannel::Vsock,
                 "dunlin.link=serial" => line.link = LinkChannel::Serial,
+                "dunlin.extensions=none" => line.stock = true,
                 _ => {}
             }
         }
@@ -42,6 +46,12 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn extensions_are_told_unless_said_otherwise() {
+        assert!(!CommandLine::parse("quiet dunlin.extensions=all").stock);
+        assert!(CommandLine::parse("quiet dunlin.extensions=none\n").stock);
+    }
 
     #[test]
     fn link_is_serial_unless_told() {

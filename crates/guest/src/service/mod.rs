@@ -59,6 +59,9 @@ pub fn run(command_line: &CommandLine, queue: Queue) -> io::Result<()> {
         let containers = Containers::new(reaper, client, dialer, networks.clone(), ended);
         let mut capabilities = GuestCapabilities::dunlin();
         capabilities.guest_defined_capabilities.plan9_supported = share::supported();
+        if command_line.stock {
+            capabilities.guest_defined_capabilities.dunlin_version = None;
+        }
         let handler = GuestHandler::new(containers, shares, networks, power_off);
         let server = Server::with_capabilities(Arc::new(handler), capabilities);
         tokio::spawn(tell_ends(server.clone(), ended_queue));

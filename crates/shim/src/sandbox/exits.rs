@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use containerd_shim_protos::events::task::TaskExit;
-use dunlin_bridge::host::BridgeError;
+use dunlin_bridge::host::{BridgeError, PendingWait};
 use dunlin_bridge::message::GuestPid;
 use dunlin_wire::tree::ContainerRole;
 use protobuf::MessageField;
@@ -43,19 +43,17 @@ impl Sandbox {
     pub(crate) fn watch_exit(self: &Arc<Self>, vm: &Arc<Vm>, guest_id: String, exec_id: String, pid: u32) {
         let sandbox = Arc::clone(self);
         let vm = Arc::clone(vm);
-        let waiting = vm.bridge.begin_wait(&guest_id, GuestPid(pid), None);
-        if let Ok(waiting) = &waiting {
-            let mut inner = self.inner();
-            if let Some(id) = inner.id_of_guest(&guest_id)
-                && let Ok(process) = inner.process_mut(&id, &exec_id)
-            {
-                process.wait_call_id = waiting.id();
-            }
-        }
+        let mut waiting = self.ask_exit(&vm, &guest_id, &exec_id, pid);
         tokio::spawn(async move {
-            let exit = match waiting {
-                Ok(waiting) => waiting.exit().await,
-                Err(error) => Err(error),
+            let exit = loop {
+                match waiting {
+                    Ok(asked) => tokio::select! {
+                        exit = asked.exit() => break exit,
+                        () = vm.answers_dropped() => {}
+                    },
+                    Err(error) => break Err(error),
+                }
+                waiting = sandbox.ask_exit(&vm, &guest_id, &exec_id, pid);
             };
             let exit = match exit {
                 // The guest knows when; one that does not say is taken at its answer.
@@ -79,6 +77,17 @@ impl Sandbox {
                 sandbox.report_exit(&id, &exec_id, exit);
             }
         });
+    }
+
+    fn ask_exit(&self, vm: &Vm, guest_id: &str, exec_id: &str, pid: u32) -> Result<PendingWait, BridgeError> {
+        let waiting = vm.bridge.begin_wait(guest_id, GuestPid(pid), None)?;
+        let mut inner = self.inner();
+        if let Some(id) = inner.id_of_guest(guest_id)
+            && let Ok(process) = inner.process_mut(&id, exec_id)
+        {
+            process.wait_call_id = waiting.id();
+        }
+        Ok(waiting)
     }
 
     /// Whether exits are this host's to report. While a move is under way nobody knows, and this waits.

@@ -125,6 +125,8 @@ pub(crate) struct Inner {
     /// The guest stands still for the last phase of a move.
     pub(crate) blackout: bool,
     pub(crate) imported: Option<saving::Imported>,
+    /// What the last arrival here cost its streams, for people.
+    pub(crate) losses: Vec<String>,
     /// A machine that was taken out, until QEMU is seen to be gone.
     pub(crate) ending: Option<Arc<Vm>>,
     /// On a source: how the move that is being prepared is to go.
@@ -250,6 +252,7 @@ impl Sandbox {
                 containers: BTreeMap::new(),
                 blackout: false,
                 imported: None,
+                losses: Vec::new(),
                 ending: None,
                 transfer: None,
             }),

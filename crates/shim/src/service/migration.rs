@@ -182,7 +182,8 @@ impl Migration for MigrationService {
         req: service::CleanupRequest,
     ) -> ttrpc::Result<service::CleanupResponse> {
         // Before the session goes: a caller that hears nothing asks again.
-        let warnings = self.sandbox.rebinding.answers().await;
+        let mut warnings = self.sandbox.rebinding.answers().await;
+        warnings.extend(self.sandbox.inner().losses.iter().cloned());
         let call = session(req.session_id).map(|session| Call::Cleanup { session });
         self.call("Cleanup", call, Request::None).await?;
         Ok(service::CleanupResponse { warnings, ..Default::default() })

@@ -134,9 +134,22 @@ pub(crate) struct Vm {
     pub(crate) accelerator: accel::Accelerator,
     _host_end: HostEnd,
     next_port: AtomicU32,
+    /// Until the guest says it itself: as [`Received::plain_streams`].
+    plain_streams: bool,
     guest: Arc<GuestSays>,
     ended: watch::Receiver<Option<String>>,
     tasks: Vec<JoinHandle<()>>,
+}
+
+/// Of a machine that ran on another host.
+#[derive(Debug, Clone)]
+pub(crate) struct Received {
+    pub(crate) document: Document,
+    /// The first that may be given out here.
+    pub(crate) next_port: u32,
+    pub(crate) bridge_next_id: u64,
+    /// Its agent does not resume standard streams.
+    pub(crate) plain_streams: bool,
 }
 
 /// What the guest said when the bridge was negotiated.
@@ -182,12 +195,19 @@ impl Vm {
         let document = Document {
             machine: config.vm.machine.clone(),
             cpu: config.vm.cpu.clone(),
-            kernel_command_line: format!("console=ttyS0,115200 quiet panic=-1{kernel_argument}"),
+            kernel_command_line: format!(
+                "console=ttyS0,115200 quiet panic=-1{kernel_argument} {}",
+                config.guest.kernel_arguments
+            )
+            .trim_end()
+            .to_owned(),
             channel,
             ..Document::new(uuid::Uuid::new_v4(), config.vcpus(), config.vm.memory_mib.into())
         };
+        let fresh =
+            Received { document, next_port: FIRST_STDIO_PORT, bridge_next_id: 0, plain_streams: false };
         // The digests are for a later move; they are taken while the guest boots.
-        let vm = Vm::launch(config, directory, document, Mode::Boot, FIRST_STDIO_PORT, 0, image).await?;
+        let vm = Vm::launch(config, directory, fresh, Mode::Boot, image).await?;
         for wires in wires {
             vm.plug(wires).await?;
         }
@@ -214,23 +234,20 @@ impl Vm {
     pub(crate) async fn incoming(
         config: &Config,
         directory: &StateDirectory,
-        document: Document,
-        next_port: u32,
-        bridge_next_id: u64,
+        received: Received,
     ) -> Result<Arc<Vm>, VmError> {
         let image = image::read(&config.guest);
-        Vm::launch(config, directory, document, Mode::Incoming, next_port, bridge_next_id, image).await
+        Vm::launch(config, directory, received, Mode::Incoming, image).await
     }
 
     async fn launch(
         config: &Config,
         directory: &StateDirectory,
-        document: Document,
+        received: Received,
         mode: Mode,
-        next_port: u32,
-        bridge_next_id: u64,
         image: impl Future<Output = Result<GuestImage, ImageError>>,
     ) -> Result<Arc<Vm>, VmError> {
+        let Received { document, next_port, bridge_next_id, plain_streams } = received;
         let accelerator = Vm::accelerator(config).await?;
         image::check(&config.guest)?;
         let host_end = channel::host_end(document.channel, directory, &config.state_dir)?;
@@ -264,6 +281,7 @@ impl Vm {
             accelerator,
             _host_end: host_end,
             next_port: AtomicU32::new(next_port),
+            plain_streams,
             guest,
             ended,
             tasks,
@@ -358,7 +376,9 @@ async fn accept_bridge(mut listener: PortListener, bridge: Bridge, says: Arc<Gue
                 if capabilities.speaks_dunlin() {
                     tracing::info!(has_9p, "bridge negotiated");
                 } else {
-                    tracing::warn!("the guest agent is not Dunlin's; stdio will not survive a move");
+                    tracing::warn!(
+                        "the guest agent does not resume streams: a move repeats output and ends inputs and execs' streams"
+                    );
                 }
             }
             Err(error) => tracing::warn!(%error, "bridge connection refused"),

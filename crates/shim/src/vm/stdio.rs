@@ -144,20 +144,50 @@ impl Vm {
     }
 
     /// Connects a process that runs already, on the ports that its guest knows, where its streams stood. What is
-    /// not known goes on after what was acknowledged to the guest.
+    /// not known goes on after what was acknowledged to the guest. `init`: of a container.
+    ///
+    /// A guest that does not resume streams dials again for the output of an init, and for nothing else.
     pub(crate) fn reconnect(
         &self,
+        init: bool,
         stdio: &Stdio,
         ports: Ports,
         positions: StreamPositions,
     ) -> Result<Streams, VmError> {
-        self.relay(Ends::open_each(stdio), ports, Begin::at(positions))
+        let ends = Ends::open_each(stdio);
+        if self.resumable() {
+            return self.relay(ends, ports, Begin::at(positions));
+        }
+        // Closed, so that its writers are told.
+        let ends = Ends { stdin: None, ..ends };
+        if init {
+            return self.relay(ends, Ports { stdin: None, ..ports }, Begin::new());
+        }
+        let mut streams = Streams::default();
+        for sink in [ends.stdout, ends.stderr].iter().flatten() {
+            // They end with the process, for whoever reads them.
+            streams.keep_fifo(sink.fifo());
+        }
+        Ok(streams)
     }
 
-    /// Whether the guest's streams can be resumed at any byte. A machine that was received is such a guest's: no other
-    /// is sent.
+    /// Whether the guest's streams can be resumed at any byte.
     pub(crate) fn resumable(&self) -> bool {
-        self.bridge.capabilities().is_none_or(|capabilities| capabilities.speaks_dunlin())
+        self.bridge.capabilities().map_or(!self.plain_streams, |capabilities| capabilities.speaks_dunlin())
+    }
+
+    /// Resolves when the answer to a call that was begun before may be lost: a guest that does not resume streams drops
+    /// the answers that it has for a connection that is gone.
+    pub(crate) async fn answers_dropped(&self) {
+        let mut connected = self.bridge.connected();
+        for wanted in [true, false, true] {
+            if connected.wait_for(|connected| *connected == wanted).await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+        if self.resumable() {
+            std::future::pending().await
+        }
     }
 
     fn relay(&self, ends: Ends, ports: Ports, begin: Begin) -> Result<Streams, VmError> {

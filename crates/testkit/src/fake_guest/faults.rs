@@ -2,6 +2,7 @@
 //! spoilt or never.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -37,6 +38,7 @@ struct Shared {
     set: Mutex<HashMap<u32, Fault>>,
     met: watch::Sender<u64>,
     cleared: watch::Sender<u64>,
+    plain: AtomicBool,
 }
 
 impl Faults {
@@ -44,6 +46,16 @@ impl Faults {
     pub fn set(&self, request: Request, fault: Fault) {
         self.lock().insert(request.message_type().response().0, fault);
         self.0.met.send_replace(0);
+    }
+
+    /// The guest's agent says of itself that it has no extensions: no streams that resume, no answers that come again. For
+    /// one that was not started yet.
+    pub fn be_plain(&self) {
+        self.0.plain.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.0.plain.load(Ordering::Relaxed)
     }
 
     /// Waits until an answer has met a fault that was set last: the guest has done what it was asked.

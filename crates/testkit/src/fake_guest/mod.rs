@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dunlin_bridge::BRIDGE_PORT;
 use dunlin_bridge::guest::Server;
-use dunlin_bridge::message::{ContainerNotification, NotificationType};
+use dunlin_bridge::message::{ContainerNotification, GuestCapabilities, NotificationType};
 use dunlin_link::guest::{Device, GuestLink};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -83,7 +83,11 @@ impl FakeGuest {
     pub fn start_with(socket: &Path, script: Script, faults: &Faults) -> FakeGuest {
         let link = Arc::new(watch::Sender::new(spawn_link(socket)));
         let containers = Arc::new(Containers::new(script, link.subscribe()));
-        let server = Server::new(containers.clone());
+        let mut capabilities = GuestCapabilities::dunlin();
+        if faults.is_plain() {
+            capabilities.guest_defined_capabilities.dunlin_version = None;
+        }
+        let server = Server::with_capabilities(containers.clone(), capabilities);
         let bridge = tokio::spawn(serve(link.subscribe(), server.clone(), faults.clone()));
         FakeGuest { link, containers, server, bridge }
     }

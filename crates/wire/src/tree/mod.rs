@@ -165,6 +165,8 @@ pub struct SavedVm {
     pub next_port: StdioPort,
     /// First bridge frame id that the destination may use.
     pub bridge_next_id: u64,
+    /// Its agent does not resume standard streams.
+    pub plain_streams: bool,
     /// What the destination must have in common.
     pub compat: Compat,
     /// `dunlin_qemu::Document` as JSON; opened by who builds machines.

@@ -32,6 +32,7 @@ fn machine(any: &Any, place: Place<'_>) -> Result<SavedVm, TreeError> {
         options: options(message.options, &format_args!("{place}.options"))?,
         next_port: StdioPort(message.next_port),
         bridge_next_id: message.bridge_next_id,
+        plain_streams: message.plain_streams,
         compat: Compat::from_json(&message.compat_info)?,
         document: message.document,
         scsi: devices::scsi(required(&message.scsi, &scsi_at)?, &scsi_at)?,

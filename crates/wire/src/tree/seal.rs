@@ -25,6 +25,7 @@ fn machine(vm: SavedVm) -> Result<Any, TreeError> {
     message.options = Some(vm.options.message()).into();
     message.next_port = vm.next_port.0;
     message.bridge_next_id = vm.bridge_next_id;
+    message.plain_streams = vm.plain_streams;
     message.compat_info = vm.compat.to_json();
     Compat::from_json(&message.compat_info)?;
     message.document = vm.document;

@@ -284,6 +284,22 @@ async fn a_wait_whose_answer_cannot_be_read_is_an_exit_of_its_own_and_told_once(
     rig.delete_all(&[SANDBOX]).await;
 }
 
+/// A guest without our extensions has sent the answer once, and it went down with its connection.
+#[tokio::test]
+async fn an_exit_whose_answer_was_lost_is_asked_for_again_where_the_guest_does_not_repeat_it() {
+    let Some(rig) = Rig::new().await else { return };
+    rig.faults.be_plain();
+    rig.run_pod().await;
+    rig.faults.set(Request::WaitForProcess, Fault::Oversized);
+    rig.sandbox.kill(WORKLOAD, "", 9, false).await.unwrap();
+    assert_eq!(rig.exits(1).await, killed(&[WORKLOAD]));
+    assert_eq!(rig.sandbox.wait(WORKLOAD, "").await.unwrap().code, 137);
+    timeout(SOON, rig.sandbox.delete(WORKLOAD, "")).await.unwrap().unwrap();
+    rig.sandbox.kill(SANDBOX, "", 9, false).await.unwrap();
+    assert_eq!(rig.exits(2).await, killed(&[SANDBOX, WORKLOAD]), "each once");
+    rig.delete_all(&[SANDBOX]).await;
+}
+
 #[tokio::test]
 async fn the_last_output_is_handed_on_before_the_exit_is_told_and_a_delete_takes_none_of_it() {
     const LINES: u64 = 4000;

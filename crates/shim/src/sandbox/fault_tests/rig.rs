@@ -94,11 +94,15 @@ impl Rig {
     /// A pod whose two inits run.
     pub(super) async fn with_a_running_pod() -> Option<Rig> {
         let rig = Rig::new().await?;
-        for id in [SANDBOX, WORKLOAD] {
-            rig.create(id).await.unwrap();
-            rig.sandbox.start(id, "").await.unwrap();
-        }
+        rig.run_pod().await;
         Some(rig)
+    }
+
+    pub(super) async fn run_pod(&self) {
+        for id in [SANDBOX, WORKLOAD] {
+            self.create(id).await.unwrap();
+            self.sandbox.start(id, "").await.unwrap();
+        }
     }
 
     /// containerd's Create of the pod's sandbox or of its workload.

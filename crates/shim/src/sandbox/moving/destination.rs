@@ -33,7 +33,7 @@ use super::options::transfer_options;
 use super::{Transfer, disk_stream, refusal};
 use crate::container;
 use crate::hold::Hold;
-use crate::process;
+use crate::process::{self, io::Ports};
 use crate::sandbox::create::task_io;
 use crate::sandbox::streams::positions;
 use crate::sandbox::{Inner, Machine, Sandbox, exits};
@@ -55,7 +55,7 @@ impl Sandbox {
         options: Option<InitializeOptions>,
     ) -> Result<(), Refusal> {
         let options = transfer_options(options)?.qemu;
-        let (document, next_port, bridge_next_id, disks, writable) = {
+        let (machine, disks, writable) = {
             let mut inner = self.inner();
             let disks = inner.scsi.placed().map_err(|error| Refusal::precondition(error.to_string()))?;
             let writable = inner.scsi.mirrored();
@@ -63,15 +63,14 @@ impl Sandbox {
                 .imported
                 .as_ref()
                 .ok_or_else(|| Refusal::precondition("nothing was imported into this shim"))?;
-            let all =
-                (imported.document.clone(), imported.next_port, imported.bridge_next_id, disks, writable);
+            let all = (imported.machine.clone(), disks, writable);
             inner
                 .set_machine(state::Op::Prepare, Machine::Preparing)
                 .map_err(|error| Refusal::precondition(error.to_string()))?;
             all
         };
         let made = async {
-            let vm = Vm::incoming(&self.config, &self.directory, document, next_port, bridge_next_id).await?;
+            let vm = Vm::incoming(&self.config, &self.directory, machine).await?;
             for (slot, source) in disks {
                 vm.attach_disk(slot, &source).await?;
             }
@@ -283,7 +282,10 @@ impl Sandbox {
                 .set_machine(state::Op::Run, Machine::Running(Arc::clone(&vm)))
                 .map_err(|error| Refusal::precondition(error.to_string()))?;
             inner.imported = None;
-            inner.adopt(&vm, &handoff)
+            let adopted = inner.adopt(&vm, &handoff);
+            adopted.losses.iter().for_each(|loss| tracing::warn!("{loss}"));
+            inner.losses.clone_from(&adopted.losses);
+            adopted
         };
         self.open_wires();
         self.deliver(&vm, &handoff.frames, adopted.rebound);
@@ -327,6 +329,27 @@ struct Adopted {
     /// By the guest's name of their namespace: NICs that have other addresses here.
     rebound: Vec<(String, BTreeMap<String, SavedEndpoint>)>,
     events: Vec<TaskCreate>,
+    /// What a guest that does not resume streams could not carry on.
+    losses: Vec<String>,
+}
+
+/// What the streams of a process lost, with what to do about it.
+fn losses(container: &str, exec: &str, ports: Ports) -> Option<String> {
+    let outputs = ports.stdout.or(ports.stderr);
+    let what = match (exec == container::INIT, ports.stdin, outputs) {
+        (_, None, None) => return None,
+        (false, ..) => "its standard streams have ended",
+        (true, None, Some(_)) => "its next output begins with a repetition, of 128 KiB at most",
+        (true, Some(_), None) => "its input has ended",
+        (true, Some(_), Some(_)) => {
+            "its input has ended, and its next output begins with a repetition, of 128 KiB at most"
+        }
+    };
+    let of = if exec == container::INIT { String::new() } else { format!("exec {exec} of ") };
+    Some(format!(
+        "{of}container {container}: {what}, because the agent in its guest does not resume streams; a sandbox that is made with \
+         Dunlin's initramfs keeps them"
+    ))
 }
 
 impl Inner {
@@ -340,7 +363,11 @@ impl Inner {
                 }
                 let positions = positions(handoff, &container.guest_id, &process.exec_id);
                 process.stdin_closed |= positions.stdin.as_ref().is_some_and(|stdin| stdin.closed);
-                match vm.reconnect(&process.stdio, process.ports, positions) {
+                if !vm.resumable() {
+                    adopted.losses.extend(losses(&container.id, &process.exec_id, process.ports));
+                }
+                let init = process.exec_id == container::INIT;
+                match vm.reconnect(init, &process.stdio, process.ports, positions) {
                     Ok(streams) => process.connect(streams),
                     Err(error) => {
                         tracing::error!(id = container.id, exec_id = process.exec_id, %error, "stdio is not connected");

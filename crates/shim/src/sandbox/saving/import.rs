@@ -21,6 +21,7 @@ use crate::device::scsi::Scsi;
 use crate::device::vpci::Devices;
 use crate::pod::Pod;
 use crate::sandbox::Inner;
+use crate::vm::Received;
 
 /// What was imported, before it has its place.
 #[derive(Debug)]
@@ -31,9 +32,9 @@ pub(super) struct Taken {
     vpci: SavedVpci,
     plan9: SavedPlan9,
     set: ImportedSet,
-    /// The first that may be given out here.
-    pub(super) next_port: u32,
-    pub(super) bridge_next_id: u64,
+    next_port: u32,
+    bridge_next_id: u64,
+    plain_streams: bool,
 }
 
 /// The machine as it was built.
@@ -67,14 +68,21 @@ pub(super) fn controllers(tree: SavedTree, document: &Document) -> Result<Taken,
             containers.insert(container.id.clone(), container);
         }
     }
-    let SavedVm { vpci, plan9, next_port, bridge_next_id, .. } = tree.vm;
-    Ok(Taken { scsi, pods, containers, vpci, plan9, set, next_port: next_port.0, bridge_next_id })
+    let SavedVm { vpci, plan9, next_port, bridge_next_id, plain_streams, .. } = tree.vm;
+    let next_port = next_port.0;
+    Ok(Taken { scsi, pods, containers, vpci, plan9, set, next_port, bridge_next_id, plain_streams })
 }
 
 impl Taken {
     /// Its containers and its disks that are copied.
     pub(super) fn set(&self) -> ImportedSet {
         self.set.clone()
+    }
+
+    /// What is to be made for it.
+    pub(super) fn machine(&self, document: Document) -> Received {
+        let Taken { next_port, bridge_next_id, plain_streams, .. } = *self;
+        Received { document, next_port, bridge_next_id, plain_streams }
     }
 
     /// Into a sandbox that has nothing yet.

@@ -25,7 +25,7 @@ use dunlin_wire::tree::{SandboxOptions, SavedTree, SavedVm, VmStage};
 
 use super::moving::refusal;
 use super::{Inner, Machine, Sandbox, bundle};
-use crate::vm::{self, Vm, channel, image};
+use crate::vm::{self, Received, Vm, channel, image};
 
 /// Of every machine that Dunlin makes, as containerd writes it.
 const ARCHITECTURE: &str = "amd64";
@@ -37,9 +37,7 @@ const BRIDGE_ID_GAP: u64 = 1 << 16;
 /// What a destination keeps of the import until its machine runs.
 #[derive(Debug)]
 pub(crate) struct Imported {
-    pub(crate) document: Document,
-    pub(crate) next_port: u32,
-    pub(crate) bridge_next_id: u64,
+    pub(crate) machine: Received,
     /// None: nobody offered to bring images.
     pub(crate) images: Option<ImagesAt>,
 }
@@ -91,12 +89,6 @@ impl Sandbox {
         // Everything is asked first: a refused export leaves nothing frozen.
         export::check_all(&inner)?;
         check_plugged(&inner, &vm)?;
-        if !vm.resumable() {
-            return Err(Refusal::precondition(
-                "the guest's agent is not Dunlin's: it cannot carry streams on from where they stand on another host; \
-                 make the sandbox again with Dunlin's initramfs",
-            ));
-        }
         // Before the next free port is told.
         let saved = export::controllers(&inner, &self.shares, &self.devices, &|stdio| vm.set_aside(stdio))?;
         let document = serde_json::to_vec(&vm.present_document())
@@ -115,6 +107,7 @@ impl Sandbox {
             options: options.clone(),
             next_port: StdioPort(vm.next_port()),
             bridge_next_id: vm.bridge.next_id() + BRIDGE_ID_GAP,
+            plain_streams: !vm.resumable(),
             compat,
             document,
             scsi: saved.scsi,
@@ -127,6 +120,8 @@ impl Sandbox {
         let sandbox_state = self.sandbox_state(&inner, &vm, options)?;
         export::freeze_all(&mut inner)?;
         inner.narrow_streams();
+        // Of an arrival that is long over.
+        inner.losses.clear();
         Ok(Saved {
             config,
             disks: inner.scsi.mirrored().into_iter().collect(),
@@ -182,7 +177,7 @@ impl Sandbox {
         self.check_compat(&tree.vm.compat, &document).await?;
         let taken = import::controllers(tree, &document)?;
         let set = taken.set();
-        let (next_port, bridge_next_id) = (taken.next_port, taken.bridge_next_id);
+        let machine = taken.machine(document);
         let mut inner = self.inner();
         if !inner.containers.is_empty() {
             return Err(Refusal::precondition(
@@ -193,7 +188,7 @@ impl Sandbox {
             .set_machine(vm::state::Op::Import, Machine::Imported)
             .map_err(|error| Refusal::precondition(error.to_string()))?;
         taken.place(&mut inner, &self.shares, &self.devices)?;
-        inner.imported = Some(Imported { document, next_port, bridge_next_id, images });
+        inner.imported = Some(Imported { machine, images });
         Ok(set)
     }
 

@@ -368,9 +368,9 @@ fn options() -> impl Strategy<Value = SandboxOptions> {
 pub(super) fn tree() -> impl Strategy<Value = SavedTree> {
     let device = ("[^\\p{Cc}]{1,12}", any::<u32>(), select(VpciStage::ALL), any::<u32>());
     let tables = (vec(share(), 0..4), vec(device, 0..4), 1..=4u8);
-    let machine = (".{0,12}", select(VmStage::ALL), options(), vec(any::<u8>(), 0..64));
+    let machine = (".{0,12}", select(VmStage::ALL), options(), vec(any::<u8>(), 0..64), any::<bool>());
     (machine, tables, vec(pod(), 1..4)).prop_map(
-        |((vm_id, stage, options, document), (shares, devices, controllers), pods)| {
+        |((vm_id, stage, options, document, plain_streams), (shares, devices, controllers), pods)| {
             let mut vpci = SavedVpci::default();
             for (at, (instance, virtual_function_index, stage, ref_count)) in devices.into_iter().enumerate()
             {
@@ -418,6 +418,7 @@ pub(super) fn tree() -> impl Strategy<Value = SavedTree> {
                     options,
                     next_port: StdioPort(machine.next + 1),
                     bridge_next_id: u64::from(machine.next) + 1,
+                    plain_streams,
                     compat: compat(),
                     document,
                     scsi: machine.scsi,

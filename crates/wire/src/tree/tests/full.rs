@@ -288,6 +288,7 @@ pub(super) fn full() -> SavedTree {
             },
             next_port: StdioPort(0x4000_0200),
             bridge_next_id: 500,
+            plain_streams: true,
             compat: compat(),
             document: br#"{"machine":"pc-q35-7.2"}"#.to_vec(),
             scsi: scsi(),

@@ -291,6 +291,7 @@ impl World {
             options: options(),
             next_port: StdioPort(next.get()),
             bridge_next_id: 1 << 20,
+            plain_streams: false,
             compat: compat(&document),
             document: serde_json::to_vec(&document).unwrap(),
             scsi: saved.scsi,
