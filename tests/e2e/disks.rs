@@ -19,6 +19,7 @@ use dunlin_tests::{Container, Host, Lab, Run, allocated, scratch_image};
 use crate::Case;
 pub(crate) use blockfile::a_blockfile_is_attached_as_it_is;
 pub(crate) use images::erofs_layers_are_attached_as_they_are;
+pub(crate) use killed::kill_qemu;
 
 pub(crate) const CASES: &[Case] = &[
     ("disks::a_full_scratch_is_no_space_left", a_full_scratch_is_no_space_left),

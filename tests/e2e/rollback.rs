@@ -6,14 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dunlin_tests::{Container, Host, Lab, Run};
+use dunlin_tests::{Background, Container, Containerd, Exits, Host, Lab, Run, count};
 
-use crate::{Case, refusals::assert_unharmed};
+use crate::{Case, disks::kill_qemu, refusals::assert_unharmed};
 
 pub(crate) const CASES: &[Case] = &[
     ("rollback::a_cancelled_move_leaves_the_source_as_it_was", a_cancelled_move_leaves_the_source_as_it_was),
     ("rollback::a_second_move_is_refused_while_one_runs", a_second_move_is_refused_while_one_runs),
     ("rollback::a_destination_node_that_dies_costs_nothing", a_destination_node_that_dies_costs_nothing),
+    (
+        "rollback::a_source_machine_that_dies_complete_ends_no_task",
+        a_source_machine_that_dies_complete_ends_no_task,
+    ),
     ("rollback::an_interrupted_command_line_costs_nothing", an_interrupted_command_line_costs_nothing),
 ];
 
@@ -74,6 +78,76 @@ pub(crate) fn in_transfer(lab: &Lab, mut command: Command) -> std::process::Chil
         );
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// A process of a host that stands still until dropped.
+struct Frozen<'a> {
+    lab: &'a Lab,
+    pid: String,
+}
+
+impl<'a> Frozen<'a> {
+    /// Host a's node: whatever it moves goes on without it, and it decides nothing.
+    fn node(lab: &'a Lab) -> Frozen<'a> {
+        let found = lab.on(Host::A, &["pgrep", "-f", "^[^ ]*dunlin node"]).ok();
+        let [pid] = found.split_whitespace().collect::<Vec<_>>()[..] else {
+            panic!("one node on host a, not {found:?}");
+        };
+        lab.on(Host::A, &["kill", "-STOP", pid]).ok();
+        Frozen { lab, pid: pid.to_owned() }
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = self.lab.on(Host::A, &["kill", "-CONT", &self.pid]);
+    }
+}
+
+/// All of its state has come over, and the destination is told to run after this.
+fn a_source_machine_that_dies_complete_ends_no_task(lab: &Lab) {
+    const ID: &str = "b-complete";
+    /// Much longer than a move's pause, much less than a peer's patience.
+    const STANDS: Duration = Duration::from_millis(1200);
+    let (background, exits) = (Background::start(), Exits::default());
+    let [_, on_b] = Host::ALL.map(|host| {
+        let containerd = Containerd::connect(lab, host, &background);
+        exits.listen(&containerd);
+        containerd
+    });
+    let container = Container::start(lab, Host::A, ID, &["/bin/counter"]);
+    container.await_lines(Host::A, 50, SOON);
+    let before = container.identity(Host::A, "who-a");
+
+    let slow = SlowNetwork::new();
+    let child = move_in_transfer(lab, ID);
+    let node = Frozen::node(lab);
+    drop(slow);
+    let (begin, mut since, mut seen) = (Instant::now(), Instant::now(), container.log(Host::A).len());
+    while since.elapsed() < STANDS {
+        assert!(begin.elapsed() < SOON, "the machine does not leave");
+        let now = container.log(Host::A).len();
+        if now != seen {
+            (since, seen) = (Instant::now(), now);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    kill_qemu(lab, Host::A);
+    thread::sleep(Duration::from_millis(200));
+    drop(node);
+    let run = Run::finish(child, "dunlin migrate", MOVE);
+    println!("    {}", run.stdout.lines().last().unwrap_or_default());
+    run.ok();
+    container.assert_only_on(Host::B);
+    assert_eq!(container.identity(Host::B, "who-b"), before, "another process than before");
+    container.await_lines(Host::B, 50, SOON);
+    let both = count(&(container.log(Host::A) + &container.log(Host::B)));
+    assert!(both.missing.is_empty() && both.repeated.is_empty() && both.damaged.is_empty(), "{both:?}");
+    assert_eq!(exits.announced(ID, "").len(), 0, "{:?}", exits.all_announced());
+    on_b.kill(ID, "", 9);
+    assert_eq!(exits.await_one(ID, "", SOON).host, Host::B);
+    assert_eq!(on_b.delete(ID, "").code, 137);
+    assert_eq!(exits.announced(ID, "").len(), 1, "{:?}", exits.all_announced());
 }
 
 fn a_cancelled_move_leaves_the_source_as_it_was(lab: &Lab) {

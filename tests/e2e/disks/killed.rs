@@ -12,7 +12,7 @@ use crate::rollback::{SlowNetwork, move_in_transfer};
 
 /// Ends a host's QEMU by its id.
 #[track_caller]
-fn kill_qemu(lab: &Lab, host: Host) {
+pub(crate) fn kill_qemu(lab: &Lab, host: Host) {
     let found = lab.on(host, &["pidof", "qemu-system-x86_64"]).ok();
     let [pid] = found.split_whitespace().collect::<Vec<_>>()[..] else {
         panic!("one QEMU on host {host}, not {found:?}");
