@@ -72,18 +72,76 @@ fn acts() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// What makes a source send, in order: few random ones come so far.
+fn sending() -> Vec<Act> {
+    let saved = Saved { config: Any::default(), sandbox_state: None, disks: BTreeSet::new() };
+    let adopted = Completion::SocketAdopted { stream: Stream::Memory, result: Ok(()) };
+    vec![
+        Act::Call(Call::PrepareAndExport { session: sid() }),
+        Act::Done(Completion::VmInitialized(Ok(())), false),
+        Act::Done(Completion::Saved(Ok(saved)), false),
+        Act::Call(Call::AdoptSocket { session: sid(), stream: Stream::Memory }),
+        Act::Done(adopted, false),
+        Act::Call(Call::Transfer { session: sid(), timeout: Duration::ZERO }),
+    ]
+}
+
+/// Whether a source's machine may be elsewhere, from what was asked of it and what it told alone.
+#[derive(Debug, Default)]
+struct Whereabouts {
+    epoch: Option<Epoch>,
+    sending: bool,
+    cancelling: bool,
+    left: bool,
+}
+
+impl Whereabouts {
+    fn told(&mut self, epoch: Epoch, end: &Completion) {
+        if Some(epoch) != self.epoch {
+            return;
+        }
+        match end {
+            Completion::TransferCompleted { .. } | Completion::TransferInDoubt(_) => {
+                self.left |= self.sending;
+            }
+            Completion::TransferFailed(_) => self.sending = false,
+            // Nobody's answer when nobody asked.
+            Completion::CancelDone(how) if std::mem::take(&mut self.cancelling) => match how {
+                Ok(Cancelled::AlreadyCompleted) => self.left |= self.sending,
+                Ok(Cancelled::InTime) => self.sending = false,
+                Err(_) => {}
+            },
+            _ => {}
+        }
+    }
+
+    fn asked(&mut self, effect: &Effect) {
+        match effect {
+            Effect::StartTransfer { epoch, side } => {
+                let sending = *side == Side::Source;
+                *self = Whereabouts { epoch: Some(*epoch), sending, ..Whereabouts::default() };
+            }
+            Effect::CancelTransfer { .. } => self.cancelling = true,
+            _ => {}
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
     #[test]
     fn no_order_of_events_makes_a_twin_or_a_wait_without_end(
-        acts in proptest::collection::vec(acts(), 0..120)
+        acts in proptest::collection::vec(acts(), 0..120),
+        sends in any::<bool>(),
     ) {
         let mut session = Session::new(Limits::default());
         let mut now = Moment::default();
         let mut waiting: BTreeMap<CallId, Call> = BTreeMap::new();
         let mut wake = None;
         let mut next = 0;
-        for act in acts {
+        let mut source = Whereabouts::default();
+        let begin = if sends { sending() } else { Vec::new() };
+        for act in begin.into_iter().chain(acts) {
             let completed = session.state.of().is_some_and(|of| of.completed);
             let stopping = session.state.of().is_some_and(|of| of.stopping);
             let mut vouched = false;
@@ -96,6 +154,7 @@ proptest! {
                 }
                 Act::Done(end, late) => {
                     let epoch = session.last_epoch.0.saturating_sub(u64::from(late));
+                    source.told(Epoch(epoch), &end);
                     Event::Done(Epoch(epoch), end)
                 }
                 Act::VmExited => Event::VmExited,
@@ -105,8 +164,12 @@ proptest! {
                 }
             };
             for effect in session.step(now, event) {
+                source.asked(&effect);
                 match effect {
                     Effect::Reply(call, _) => prop_assert!(waiting.remove(&call).is_some(), "answered twice"),
+                    Effect::ResumeSource { epoch, .. } if Some(epoch) == source.epoch && !vouched => {
+                        prop_assert!(!source.sending && !source.left && !stopping, "a twin: {source:?}");
+                    }
                     Effect::ResumeSource { .. } => prop_assert!((!completed || vouched) && !stopping),
                     Effect::RunDestination { .. } => prop_assert!(completed && !stopping),
                     Effect::WakeAt(moment) => wake = Some(moment),
