@@ -121,7 +121,7 @@ pub(crate) fn disk_writing_boot_disk() -> Vec<u8> {
         0xb0, 0x00, // mov al, 0
         0xcd, 0x13, // int 0x13
         0xb9, 0xff, 0xff, // mov cx, 0xffff
-        0xe2, 0xfe, // loop: a copy of this place gets its turn
+        0xe2, 0xfe, // loop: without it the mirror may not come to a stand
         0xeb, 0xf3, // jmp to mov ah
     ];
     // One sector from 0:0x8000 to sector 1, which no mirror keeps apart from the disk's first.

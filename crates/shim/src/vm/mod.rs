@@ -141,7 +141,7 @@ pub(crate) struct Vm {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// Of a machine that ran on another host.
+/// What a machine begins with: a new one, or one that ran on another host.
 #[derive(Debug, Clone)]
 pub(crate) struct Received {
     pub(crate) document: Document,
