@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -33,6 +33,8 @@ const ANSWERS_DEADLINE: Duration = Duration::from_secs(1);
 const EXPORT_DEADLINE: Duration = Duration::from_secs(5);
 /// For a job that was told to end. Graceful endings take milliseconds once the mirror is in step.
 const END_DEADLINE: Duration = Duration::from_secs(10);
+/// The most that SO_SNDBUFFORCE takes, in bytes.
+const ROOM: usize = (i32::MAX / 2) as usize;
 /// QMP's `JobStatus` of a job that is over.
 const CONCLUDED: &str = "concluded";
 /// Why a mirror failed that gives no reason.
@@ -506,6 +508,11 @@ fn tcp_bytes_sent(socket: &OwnedFd) -> Option<u64> {
 pub(crate) fn hang_up(socket: &OwnedFd) {
     if let Err(error) = shutdown(socket.as_raw_fd(), Shutdown::Both) {
         tracing::debug!(%error, "shutting a socket down");
+    }
+    // A QEMU that waits to write on is woken by room alone. TCP has room once it is shut; a Unix socket has none while its
+    // peer does not read, so it gets all there can be.
+    if let Err(error) = setsockopt(socket, sockopt::SndBufForce, &ROOM) {
+        tracing::debug!(%error, "making room in a socket");
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the tests with a real QEMU share: a directory, a small machine, a tap.
 
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,12 @@ pub(crate) fn slot(controller: u8, lun: u8) -> Slot {
 pub(crate) fn stream_pair() -> (OwnedFd, OwnedFd) {
     let (one, other) = UnixStream::pair().unwrap();
     (one.into(), other.into())
+}
+
+pub(crate) fn tcp_pair() -> (OwnedFd, OwnedFd) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (one.into(), listener.accept().unwrap().0.into())
 }
 
 pub(crate) fn dial(path: &Path) -> OwnedFd {
@@ -113,16 +120,14 @@ pub(crate) fn writing_boot_disk() -> Vec<u8> {
 
 /// Runs forever and writes a sector of its own disk, one write after the other: there is nearly always one in flight.
 pub(crate) fn disk_writing_boot_disk() -> Vec<u8> {
-    let code: [u8; 20] = [
+    let code: [u8; 15] = [
         0x31, 0xc0, // xor ax, ax
         0x8e, 0xd8, // mov ds, ax
         0xbe, 0x30, 0x7c, // mov si, 0x7c30: the packet below; the BIOS has left the drive in dl
         0xb4, 0x43, // mov ah, 0x43: write
         0xb0, 0x00, // mov al, 0
         0xcd, 0x13, // int 0x13
-        0xb9, 0xff, 0xff, // mov cx, 0xffff
-        0xe2, 0xfe, // loop: without it the mirror may not come to a stand
-        0xeb, 0xf3, // jmp to mov ah
+        0xeb, 0xf8, // jmp to mov ah
     ];
     // One sector from 0:0x8000 to sector 1, which no mirror keeps apart from the disk's first.
     let packet: [u8; 16] = [0x10, 0, 1, 0, 0x00, 0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
