@@ -305,8 +305,13 @@ async fn the_next_life_of_a_node_removes_what_nobody_answers_for() {
     leftover::sweep(&config, &containerd).await;
     assert!(there("left-2").await);
     drop(listener);
+    // A shim that cannot be asked is one to look at again: this one ends by itself.
+    let mut shim = Command::new("sh").args(["-c", "sleep 2; exit", "shim", "-id", "s1"]).spawn().unwrap();
+    std::fs::write(home.join("shim.pid"), shim.id().to_string()).unwrap();
+    let waited = tokio::task::spawn_blocking(move || shim.wait());
     leftover::sweep(&config, &containerd).await;
     assert!(!there("left-2").await && there("settled").await);
+    waited.await.unwrap().unwrap();
 }
 
 /// A pod of runc's shim, with ids of this test alone: runc's state is shared by the machine.

@@ -9,9 +9,10 @@
 //! | holds a machine that has come whole | stay, with a warning: if the source is lost, it is the last copy |
 //! | waits for the session | go, after the shim has cancelled it and is ended |
 //! | is gone, and containerd has no task | go |
-//! | anything else | stay, with a warning |
+//! | does not know the session | stay, with a warning |
+//! | anything else, or what goes could not be removed | looked at again, in the end stay, with a warning |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ use crate::shim::{Shim, ShimHome, process};
 const SHIM_END: Duration = Duration::from_secs(5);
 /// All of it, when the node starts.
 const SWEEP: Duration = Duration::from_secs(60);
+/// From one look to the next.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long containerd may take to notice that a shim is gone.
 const TASK_GONE: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(200);
@@ -135,26 +138,71 @@ pub(super) async fn has_come_whole(home: &ShimHome, session: &str) -> bool {
     false
 }
 
-/// When the node starts, before it takes part in any move: goes through every namespace.
+/// What a look at one sandbox came to.
+#[derive(Debug)]
+enum Verdict {
+    /// Nothing of it is unsettled any more.
+    Settled,
+    /// It is not this node's to decide, and why.
+    Left(String),
+    /// This time it could not be decided, and why.
+    Unsure(String),
+}
+
+/// When the node starts, before it takes part in any move: goes through every namespace, and again while something could not
+/// be decided: a shim or CRI may still be busy with what the former life had asked of them.
 pub(crate) async fn sweep(config: &NodeConfig, containerd: &Containerd) {
+    let deadline = Instant::now() + SWEEP;
+    let mut unsure = Vec::new();
     let sweeping = async {
-        for namespace in containerd.namespaces().await? {
-            let records = unsettled_records(containerd, &namespace).await?;
-            for (sandbox, found) in by_sandbox(unsettled(containerd, &namespace).await?, records) {
-                let home = ShimHome::new(&config.state_dir, &namespace, &sandbox);
-                // One that cannot be looked at keeps no other waiting.
-                if let Err(error) = sweep_sandbox(config, containerd, &home, &found).await {
-                    tracing::warn!(namespace, sandbox, %error, "left as it is");
-                }
+        let mut told = HashSet::new();
+        loop {
+            unsure = sweep_sandboxes(config, containerd, &mut told).await?;
+            if unsure.is_empty() || Instant::now() + AGAIN >= deadline {
+                break;
             }
+            sleep(AGAIN).await;
         }
         sweep_networks(config, containerd).await
     };
-    match tokio::time::timeout(SWEEP, sweeping).await {
+    match tokio::time::timeout_at(deadline, sweeping).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "cannot look for what unfinished moves have left"),
         Err(_) => tracing::warn!("gave up looking for what unfinished moves have left"),
     }
+    for (sandbox, reason) in unsure {
+        tracing::warn!(sandbox, reason, "left as it is; starting this node again looks at it again");
+    }
+}
+
+/// Looks once at each sandbox, and gives those that could not be decided. `told`: those that are left for good.
+async fn sweep_sandboxes(
+    config: &NodeConfig,
+    containerd: &Containerd,
+    told: &mut HashSet<String>,
+) -> Result<Vec<(String, String)>, ContainerdError> {
+    let mut unsure = Vec::new();
+    for namespace in containerd.namespaces().await? {
+        let records = unsettled_records(containerd, &namespace).await?;
+        for (sandbox, found) in by_sandbox(unsettled(containerd, &namespace).await?, records) {
+            let name = format!("{namespace}/{sandbox}");
+            if told.contains(&name) {
+                continue;
+            }
+            let home = ShimHome::new(&config.state_dir, &namespace, &sandbox);
+            // One that cannot be looked at keeps no other waiting.
+            match sweep_sandbox(config, containerd, &home, &found).await {
+                Ok(Verdict::Settled) => {}
+                Ok(Verdict::Left(reason)) => {
+                    tracing::warn!(sandbox = name, reason, "left as it is");
+                    told.insert(name);
+                }
+                Ok(Verdict::Unsure(reason)) => unsure.push((name, reason)),
+                Err(error) => unsure.push((name, error.to_string())),
+            }
+        }
+    }
+    Ok(unsure)
 }
 
 async fn sweep_sandbox(
@@ -162,9 +210,9 @@ async fn sweep_sandbox(
     containerd: &Containerd,
     home: &ShimHome,
     found: &Found,
-) -> Result<(), ContainerdError> {
+) -> Result<Verdict, ContainerdError> {
     let Some(session) = found.session() else {
-        return Ok(());
+        return Ok(Verdict::Settled);
     };
     if home.process().is_some() || home.listening().await.is_some() {
         // A shim lets nothing run before its move has succeeded.
@@ -172,43 +220,38 @@ async fn sweep_sandbox(
             return settle(containerd, found).await;
         }
         if has_come_whole(home, session).await {
-            let path = home.path().display();
-            let reason = format!(
-                "its machine has come whole and was never told to run: the source ends or runs it; when the source \
-                 is lost for good, FinalizeSandbox in the shim at {path}/address decides"
-            );
-            tracing::warn!(session, sandbox = home.sandbox(), reason, "left as it is");
-            return Ok(());
+            return Ok(Verdict::Left(format!(
+                "its machine has come whole and was never told to run (session {session}): the source ends or runs it; \
+                 when the source is lost for good, FinalizeSandbox in the shim at {}/address decides",
+                home.path().display()
+            )));
         }
         match end_shim(home, session).await {
             Former::Gone => {}
             Former::Runs(_) => return settle(containerd, found).await,
             Former::NotHere => {
-                let reason = "a shim serves the sandbox and does not know the session";
-                tracing::warn!(session, sandbox = home.sandbox(), reason, "left as it is");
-                return Ok(());
+                let reason = format!("a shim serves it and does not know session {session}");
+                return Ok(Verdict::Left(reason));
             }
-            Former::Unclear(reason) => {
-                tracing::warn!(session, sandbox = home.sandbox(), reason, "left as it is");
-                return Ok(());
-            }
+            Former::Unclear(reason) => return Ok(Verdict::Unsure(format!("session {session}: {reason}"))),
         }
     }
+    let mut left = Vec::new();
     for container in found.containers.iter().rev() {
         let id = &container.id;
         match remove(containerd, &config.io_dir, container).await {
             Ok(()) => tracing::warn!(session, id, "removed a container that an unfinished move had left"),
-            Err(reason) => tracing::warn!(session, id, reason, "an unfinished move has left a container"),
+            Err(reason) => left.push(reason),
         }
     }
     if let Some((place, kept)) = &found.record {
         let removing = record::remove(containerd, place, &kept.sandboxer, Instant::now() + TASK_GONE);
         match removing.await {
             Ok(()) => tracing::warn!(session, "removed a sandbox's record that an unfinished move had left"),
-            Err(reason) => tracing::warn!(session, reason, "an unfinished move has left a sandbox's record"),
+            Err(reason) => left.push(reason),
         }
     }
-    Ok(())
+    Ok(if left.is_empty() { Verdict::Settled } else { Verdict::Unsure(left.join("; ")) })
 }
 
 /// Removes what `session` made in `namespace`, once its shim is gone. Says what was left.
@@ -327,14 +370,14 @@ async fn any_runs(containerd: &Containerd, sandbox: &[Unsettled]) -> Result<bool
     Ok(false)
 }
 
-async fn settle(containerd: &Containerd, sandbox: &Found) -> Result<(), ContainerdError> {
+async fn settle(containerd: &Containerd, sandbox: &Found) -> Result<Verdict, ContainerdError> {
     for Unsettled { place, id, .. } in &sandbox.containers {
         optional(containerd.remove_label(&place.namespace, id, SESSION).await)?;
     }
     if let Some((place, kept)) = &sandbox.record {
         optional(record::settle(containerd, &place.namespace, kept.clone()).await)?;
     }
-    Ok(())
+    Ok(Verdict::Settled)
 }
 
 async fn remove(containerd: &Containerd, io_dir: &Path, container: &Unsettled) -> Result<(), String> {
