@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dunlin_tests::{Echo, Host, Lab, Pod, Run, count, cri::api};
+use dunlin_tests::{
+    Echo, Host, Lab, Pod, Run, count,
+    cri::{Cri, api},
+};
 
 use crate::{
     Case,
@@ -17,6 +20,7 @@ use crate::{
 pub(crate) const CASES: &[Case] = &[
     ("cri::a_pod_moves_there_and_back_and_is_execd_into", a_pod_moves_there_and_back_and_is_execd_into),
     ("cri::a_move_that_turns_back_leaves_the_pod_to_cri", a_move_that_turns_back_leaves_the_pod_to_cri),
+    ("cri::a_container_is_resized_there_and_here", a_container_is_resized_there_and_here),
     ("cri::a_pod_with_a_network_keeps_its_address", a_pod_with_a_network_keeps_its_address),
     ("cri::a_host_that_would_start_it_anew_is_refused", a_host_that_would_start_it_anew_is_refused),
 ];
@@ -166,6 +170,31 @@ fn a_move_that_turns_back_leaves_the_pod_to_cri(lab: &Lab) {
     let log = count(&pod.log(Host::A, false, "counter"));
     assert!(log.missing.is_empty() && log.repeated.is_empty() && log.damaged.is_empty(), "{log:?}");
     pod.remove(Host::A);
+}
+
+fn a_container_is_resized_there_and_here(lab: &Lab) {
+    const FILES: &str = "cd /sys/fs/cgroup$(cut -d : -f 3 /proc/self/cgroup); cat memory.max cpu.max";
+    let pod = Pod::run(lab, Host::A, "resized");
+    pod.start(Host::A, "keeper", &["/bin/sh", "-c", "while :; do sleep 3600; done"]);
+    let limits = |host| pod.exec(host, "keeper", &["sh", "-c", FILES]);
+    let resize = |host, mib: i64, cpu_quota| {
+        let resources = api::LinuxContainerResources {
+            memory_limit_in_bytes: mib << 20,
+            cpu_quota,
+            cpu_period: 100_000,
+            ..Default::default()
+        };
+        Cri::of(lab, host).update(&pod.container(host, "keeper"), resources);
+        let wanted = format!("{}\n{cpu_quota} 100000\n", mib << 20);
+        assert_eq!(limits(host), wanted);
+        wanted
+    };
+    assert!(limits(Host::A).starts_with("max\n"), "{}", limits(Host::A));
+    let given = resize(Host::A, 64, 50_000);
+    pod.migrate(Host::A).ok();
+    assert_eq!(limits(Host::B), given, "after the move");
+    resize(Host::B, 96, 80_000);
+    pod.remove(Host::B);
 }
 
 fn a_pod_with_a_network_keeps_its_address(lab: &Lab) {

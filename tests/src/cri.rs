@@ -109,6 +109,19 @@ impl Cri {
         (ran.exit_code, String::from_utf8_lossy(&ran.stdout).into_owned())
     }
 
+    /// Gives a container other resources, as kubelet does when it resizes a pod in place.
+    ///
+    /// # Panics
+    /// When CRI refuses.
+    #[track_caller]
+    pub fn update(&self, container: &str, resources: api::LinuxContainerResources) {
+        let container_id = container.to_owned();
+        let request = api::UpdateContainerResourcesRequest { container_id, linux: Some(resources) };
+        self.ok("update a container", |mut client| async move {
+            client.update_container_resources(request).await
+        });
+    }
+
     /// Ends a pod and removes it.
     ///
     /// # Panics

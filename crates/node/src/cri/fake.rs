@@ -198,6 +198,13 @@ impl RuntimeService for FakeCri {
         Ok(Response::new(ContainerStatusResponse { status: Some(status), info }))
     }
 
+    async fn update_container_resources(
+        &self,
+        _: Request<UpdateContainerResourcesRequest>,
+    ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
+        Ok(Response::new(UpdateContainerResourcesResponse::default()))
+    }
+
     async fn exec_sync(&self, _: Request<ExecSyncRequest>) -> Result<Response<ExecSyncResponse>, Status> {
         Ok(Response::new(ExecSyncResponse::default()))
     }
