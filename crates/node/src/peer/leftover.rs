@@ -153,11 +153,12 @@ enum Verdict {
 /// be decided: a shim or CRI may still be busy with what the former life had asked of them.
 pub(crate) async fn sweep(config: &NodeConfig, containerd: &Containerd) {
     let deadline = Instant::now() + SWEEP;
-    let mut unsure = Vec::new();
+    // Kept outside: a look that is cut off in its middle must not take the reasons with it.
+    let mut unsure = BTreeMap::new();
     let sweeping = async {
         let mut told = HashSet::new();
         loop {
-            unsure = sweep_sandboxes(config, containerd, &mut told).await?;
+            sweep_sandboxes(config, containerd, &mut told, &mut unsure).await?;
             if unsure.is_empty() || Instant::now() + AGAIN >= deadline {
                 break;
             }
@@ -175,13 +176,14 @@ pub(crate) async fn sweep(config: &NodeConfig, containerd: &Containerd) {
     }
 }
 
-/// Looks once at each sandbox, and gives those that could not be decided. `told`: those that are left for good.
+/// Looks once at each sandbox. `told`: those that are left for good; `unsure`: those that could not be decided, and why.
 async fn sweep_sandboxes(
     config: &NodeConfig,
     containerd: &Containerd,
     told: &mut HashSet<String>,
-) -> Result<Vec<(String, String)>, ContainerdError> {
-    let mut unsure = Vec::new();
+    unsure: &mut BTreeMap<String, String>,
+) -> Result<(), ContainerdError> {
+    let mut still = HashSet::new();
     for namespace in containerd.namespaces().await? {
         let records = unsettled_records(containerd, &namespace).await?;
         for (sandbox, found) in by_sandbox(unsettled(containerd, &namespace).await?, records) {
@@ -191,18 +193,22 @@ async fn sweep_sandboxes(
             }
             let home = ShimHome::new(&config.state_dir, &namespace, &sandbox);
             // One that cannot be looked at keeps no other waiting.
-            match sweep_sandbox(config, containerd, &home, &found).await {
-                Ok(Verdict::Settled) => {}
+            let reason = match sweep_sandbox(config, containerd, &home, &found).await {
+                Ok(Verdict::Settled) => continue,
                 Ok(Verdict::Left(reason)) => {
                     tracing::warn!(sandbox = name, reason, "left as it is");
                     told.insert(name);
+                    continue;
                 }
-                Ok(Verdict::Unsure(reason)) => unsure.push((name, reason)),
-                Err(error) => unsure.push((name, error.to_string())),
-            }
+                Ok(Verdict::Unsure(reason)) => reason,
+                Err(error) => error.to_string(),
+            };
+            unsure.insert(name.clone(), reason);
+            still.insert(name);
         }
     }
-    Ok(unsure)
+    unsure.retain(|name, _| still.contains(name));
+    Ok(())
 }
 
 async fn sweep_sandbox(
